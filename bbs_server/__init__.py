@@ -1,0 +1,1 @@
+"""The Diego BBS: wire → core → store → effects, with the process around them."""

@@ -1,0 +1,1 @@
+"""Every rule of the BBS, once: pure, synchronous and deterministic. Imports no other layer."""

@@ -1,0 +1,52 @@
+"""Encoded answers put together from encoded records.
+
+A repeated field on the wire is its elements one after the other, each with tag and length, so a
+list answer is a concatenation of bytes that were computed when the record was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+LIST_FIELD = b"\x12"
+"""Tag of field 2, length-delimited: the list field of every list response of the BBS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """An answer as pieces of its encoding, in order. `bytes` objects are shared, never copied."""
+
+    pieces: Sequence[bytes]
+
+
+Answer = Message | Elements
+
+
+def encode(message: Message) -> bytes:
+    """Deterministic encoding: equal messages give equal bytes within a process."""
+    return message.SerializeToString(deterministic=True)
+
+
+def element(payload: bytes) -> bytes:
+    """An encoded record as one element of a list response: tag, length, payload."""
+    return b"".join((LIST_FIELD, _varint(len(payload)), payload))
+
+
+def payload(framed: bytes) -> bytes:
+    """The record inside an `element`."""
+    end = 1
+    while framed[end] & 0x80:
+        end += 1
+    return framed[end + 1 :]
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

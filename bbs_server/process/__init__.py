@@ -1,0 +1,1 @@
+"""The process: configuration, life cycle, Locket lock, logging, metrics and health."""

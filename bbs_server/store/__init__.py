@@ -1,0 +1,1 @@
+"""PostgreSQL: schema, sealed columns, loading, and the journal that commits changes in groups."""
