@@ -35,6 +35,16 @@ def element(payload: bytes) -> bytes:
     return b"".join((LIST_FIELD, _varint(len(payload)), payload))
 
 
+def field(number: int, payload: bytes) -> bytes:
+    """A length-delimited field of any number: for strings that are not valid UTF-8, which messages refuse."""
+    return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
+
+
+def renumbered(framed: bytes, number: int) -> bytes:
+    """An `element` as a field of another number, up to 15: the same bytes behind another tag."""
+    return bytes((number << 3 | 2,)) + framed[1:]
+
+
 def payload(framed: bytes) -> bytes:
     """The record inside an `element`."""
     end = 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from typing import Any
 
 from bbs_protos import models_pb2 as models
 
@@ -204,11 +205,11 @@ class DesiredLRP:
     volume_placement: bytes
     run_info: bytes
     broken: Mapping[str, str] = field(default_factory=dict)
-    _caches: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _caches: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
-    def caches(self) -> dict[str, bytes]:
-        """Encodings of this record by the name of their form, filled on first use by `desired_lrps`."""
+    def caches(self) -> dict[str, Any]:
+        """What was derived from this record, by name: its encoded forms above all. Filled on first use."""
         return self._caches
 
 

@@ -6,6 +6,8 @@ runs: `lookup` where it reads by a key, `column` where it writes a row (tasks.md
 
 from __future__ import annotations
 
+import codecs
+
 from bbs_server.core.errors import INVALID_REQUEST, Refused, unknown
 
 NAME_LIMIT = 255
@@ -36,18 +38,25 @@ def column(value: str | bytes, limit: int | None = NAME_LIMIT) -> str:
     return text
 
 
-def truncate(text: str) -> str:
+def truncate(text: str | bytes) -> str:
     """Cut reasons and placement errors as the columns of 1024 hold them.
 
     Quirk: a text of exactly 1024 bytes is cut too. Unlike the reference the cut never splits a
-    character (spec/README.md, deviation 3).
+    character (spec/README.md, deviation 3). Raises Refused if what is left is not valid UTF-8: what is cut
+    off is never looked at.
     """
-    encoded = text.encode()
-    if len(encoded) < _KEPT_BYTES:
-        return text
-    return encoded[: _KEPT_BYTES - len(_SUFFIX)].decode(errors="ignore") + _SUFFIX
+    encoded = text.encode() if isinstance(text, str) else text
+    long = len(encoded) >= _KEPT_BYTES
+    if isinstance(text, str):
+        return encoded[: _KEPT_BYTES - len(_SUFFIX)].decode(errors="ignore") + _SUFFIX if long else text
+    kept = encoded[: _KEPT_BYTES - len(_SUFFIX)] if long else encoded
+    try:
+        return _UTF8().decode(kept, final=not long) + (_SUFFIX if long else "")
+    except UnicodeDecodeError:
+        return lookup(kept)
 
 
+_UTF8 = codecs.getincrementaldecoder("utf-8")
 _BAD_BYTES = 'ERROR: invalid byte sequence for encoding "UTF8":'
 _STATE = "(SQLSTATE 22021)"
 
