@@ -1,0 +1,2 @@
+ALTER TABLE actual_lrps ALTER COLUMN crash_reason TYPE VARCHAR(1024);
+ALTER TABLE actual_lrps ALTER COLUMN placement_error TYPE VARCHAR(1024);

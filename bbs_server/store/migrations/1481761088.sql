@@ -1,0 +1,1 @@
+ALTER TABLE desired_lrps ADD COLUMN IF NOT EXISTS max_pids INT DEFAULT 0;

@@ -1,0 +1,1 @@
+ALTER TABLE desired_lrps ALTER COLUMN rootfs TYPE VARCHAR(1024);

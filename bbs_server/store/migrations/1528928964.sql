@@ -1,0 +1,2 @@
+ALTER TABLE tasks ALTER COLUMN rejection_reason TYPE VARCHAR(1024);
+ALTER TABLE tasks ALTER COLUMN failure_reason TYPE VARCHAR(1024);

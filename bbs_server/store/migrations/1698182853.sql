@@ -1,0 +1,1 @@
+ALTER TABLE actual_lrps ADD COLUMN IF NOT EXISTS availability_zone VARCHAR(255) NOT NULL DEFAULT '';

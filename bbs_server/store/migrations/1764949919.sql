@@ -1,0 +1,4 @@
+CREATE TABLE IF NOT EXISTS bbs_health_check (
+  id SERIAL PRIMARY KEY,
+  time BIGINT NOT NULL
+);

@@ -1,0 +1,28 @@
+-- name: create
+CREATE TABLE IF NOT EXISTS configurations (id VARCHAR(255) PRIMARY KEY, value VARCHAR(255))
+
+-- name: read
+SELECT value FROM configurations WHERE id = $1
+
+-- name: write
+INSERT INTO configurations (id, value) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET value = EXCLUDED.value
+
+-- name: raise_epoch
+INSERT INTO configurations AS c (id, value) VALUES ('bbs_server_writer_epoch', '1 ' || $1::text)
+ON CONFLICT (id) DO UPDATE SET
+  value = (COALESCE(substring(c.value FROM '^\d{1,15}(?= )')::bigint, 0) + 1) || ' ' || $1::text
+RETURNING value
+
+-- name: keep_epoch
+UPDATE configurations SET value = (substring(value FROM '^\d+')::bigint + 1) || ' ' || $1::text
+WHERE id = 'bbs_server_writer_epoch' AND split_part(value, ' ', 2) = $1::text
+RETURNING value
+
+-- name: tables
+SELECT count(*) FROM pg_class c
+WHERE c.relkind = 'r' AND c.relname = $1 AND pg_table_is_visible(c.oid)
+
+-- name: writer_session
+SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
+  set_config('enable_mergejoin', 'off', false), set_config('enable_bitmapscan', 'off', false),
+  set_config('plan_cache_mode', 'force_generic_plan', false), set_config('jit', 'off', false)

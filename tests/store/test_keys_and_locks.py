@@ -1,0 +1,160 @@
+"""Key labels and re-encryption (storage.md 5.4), the advisory lock, and the health check (server.md 16)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from bbs_protos import models_pb2 as models
+
+from bbs_server.core.context import Context
+from bbs_server.core.outcome import Outcome
+from bbs_server.core.records import ActualLRP, DesiredLRP, MetricTag, Task
+from bbs_server.core.state import State
+from bbs_server.store.errors import UnknownKeyLabel
+from bbs_server.store.health import Unhealthy
+from bbs_server.store.sealing import Keys
+
+BOTH = {"key1": "passphrase one", "new": "other"}
+NEW_ONLY = Keys("new", {"new": "other"})
+DONE = Outcome(models.TaskLifecycleResponse())
+
+
+def put(state: State, records: Any, context: Context) -> Outcome:
+    for record in records:
+        table = {Task: "tasks", DesiredLRP: "desired_lrps", ActualLRP: "actual_lrps"}[type(record)]
+        state.tables[table].put(record)
+    return DONE
+
+
+RECORDS = [
+    Task("t", "d", 1, 1, 1, b""),
+    ActualLRP("p", 0, "d", 0, "RUNNING", 1, "e"),
+    ActualLRP("p", 1, "d", 0, "RUNNING", 1, "e"),
+    DesiredLRP("p", "d", "l", "", 1, 1, 1, 1, "r", 0, "e", 0, None, (("a", MetricTag("b")),), None, b"", b""),
+]
+
+
+async def label(psql: asyncpg.Connection[Any]) -> str | None:
+    value: str | None = await psql.fetchval("SELECT value FROM configurations WHERE id = 'encryption_key_label'")
+    return value
+
+
+async def test_first_start_stores_the_label(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    opened = await open_store()
+    assert await opened.database.reencrypt(opened.writer) > 0
+    assert await label(psql) == "key1"
+    assert await opened.database.reencrypt(opened.writer) is None
+    actions = [action for _, action, _ in opened.logged]
+    assert actions[-2:] == ["encryption-started", "encryption-finished"]
+
+
+async def test_rotation(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    old = await open_store()
+    await old.writer.write(put, RECORDS)
+    await old.database.reencrypt(old.writer)
+    await psql.execute("UPDATE actual_lrps SET metric_tags = NULL, internal_routes = '' WHERE instance_index = 0")
+    await psql.execute("UPDATE actual_lrps SET metric_tags = 'garbage' WHERE instance_index = 1")
+    await psql.execute("UPDATE desired_lrps SET metric_tags = NULL")
+    kept = await psql.fetchrow("SELECT * FROM actual_lrps WHERE instance_index = 1")
+    new = await open_store(label="new", passphrases=BOTH)
+    assert await new.database.reencrypt(new.writer) > 0
+    assert await label(psql) == "new"
+    for statement in (
+        "SELECT task_definition FROM tasks",
+        "SELECT run_info, volume_placement, routes FROM desired_lrps",
+        "SELECT net_info FROM actual_lrps WHERE instance_index = 0",
+    ):
+        assert all(NEW_ONLY.open(value) for value in await psql.fetchrow(statement))
+    assert await psql.fetchrow("SELECT * FROM actual_lrps WHERE instance_index = 1") == kept
+    assert await psql.fetchrow("SELECT metric_tags, internal_routes FROM actual_lrps WHERE instance_index = 0") == (
+        None,
+        "",
+    )
+    failed = [data for _, action, data in new.logged if action == "failed-to-decode-blob"]
+    assert [(data["table_name"], data["error"]) for data in failed] == [("actual_lrps", "Unknown encoding: [103 97]")]
+    assert await new.writer.adopt_foreign_changes() == 0
+
+
+async def test_rotation_beside_writes(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    old = await open_store()
+    await old.writer.write(put, [Task(f"t{n}", "d", 1, 1, 1, b"") for n in range(300)])
+    new = await open_store(label="new", passphrases=BOTH)
+    rotation = asyncio.create_task(new.database.reencrypt(new.writer))
+    count = 0
+    while not rotation.done():
+        count += 1
+        await asyncio.gather(
+            *(new.writer.write(put, [Task(f"t{n}", "d", 1, 1, count, b"")]) for n in range(0, 300, 30))
+        )
+    assert count > 1
+    for value in await psql.fetch("SELECT task_definition FROM tasks"):
+        assert NEW_ONLY.open(value[0]) == b"\2\0"
+    assert await new.writer.adopt_foreign_changes() == 0
+    assert await psql.fetchval("SELECT max(updated_at) FROM tasks") == count
+
+
+async def test_database_error_leaves_the_label(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    old = await open_store()
+    await old.database.reencrypt(old.writer)
+    new = await open_store(label="new", passphrases=BOTH)
+    await psql.execute("ALTER TABLE actual_lrps RENAME TO away")
+    assert await new.database.reencrypt(new.writer) > 0
+    assert await label(psql) == "key1"
+    assert [action for _, action, _ in new.logged][-2:] == ["encryption-failed", "encryption-finished"]
+    await psql.execute("ALTER TABLE away RENAME TO actual_lrps")
+
+
+async def test_unknown_label_ends_the_start(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    opened = await open_store()
+    await opened.database.reencrypt(opened.writer)
+    with pytest.raises(UnknownKeyLabel) as failure:
+        await open_store(label="x", passphrases={"x": ""})
+    assert str(failure.value) == "Existing encryption key version (key1) is not among the known keys"
+
+
+async def test_advisory_lock(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    opened = await open_store()
+    first, second = opened.database.advisory_lock(), opened.database.advisory_lock()
+    await first.acquire()
+    waiting = asyncio.create_task(second.acquire())
+    blocked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    async with asyncio.timeout(5):
+        while not await psql.fetchval(blocked):
+            await asyncio.sleep(0.01)
+    assert not waiting.done()
+    await first.release()
+    await asyncio.wait_for(waiting, 5)
+    lost = asyncio.create_task(second.lost(0.05))
+    third = asyncio.create_task(opened.database.advisory_lock().acquire())
+    done, _ = await asyncio.wait((lost, third), timeout=0.2)
+    assert not done
+    holder = (
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
+        "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    await psql.execute(holder)
+    assert await asyncio.wait_for(lost, 5)
+    await asyncio.wait_for(third, 5)
+    await second.release()
+
+
+async def test_health_check(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    opened = await open_store()
+    times = iter((5, 6, 7, 8))
+    check = opened.database.health_check(lambda: next(times))
+    await check.attempt(5, "5s")
+    await check.attempt(5, "5s")
+    assert await psql.fetch("SELECT id, time FROM bbs_health_check") == [(1, 6)]
+    async with psql.transaction():
+        await psql.execute("LOCK bbs_health_check")
+        with pytest.raises(Unhealthy, match=r"^timed out after 0\.1s while executing DB health check$"):
+            await check.attempt(0.1, "0.1s")
+    await psql.execute("DROP TABLE bbs_health_check")
+    with pytest.raises(Unhealthy) as failure:
+        await check.attempt(5, "5s")
+    assert str(failure.value) == (
+        'failed upserting health check time: ERROR: relation "bbs_health_check" does not exist (SQLSTATE 42P01)'
+    )
