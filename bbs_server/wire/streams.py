@@ -1,0 +1,41 @@
+"""Event streams: from a subscription to a connection (events.md 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from bbs_server.wire.answers import LAST_CHUNK
+from bbs_server.wire.tls import Channel
+
+TASK_NAME = "event-stream"
+
+
+class Subscription(Protocol):
+    """The events of one subscriber, framed as chunks of its stream."""
+
+    async def next(self) -> bytes | None:
+        """All events pending now, joined (at most some 256 KiB); waits for the first. None at the end."""
+
+    def close(self) -> None:
+        """Take no further event."""
+
+
+async def relay(channel: Channel, subscription: Subscription, done: Callable[[], None]) -> None:
+    """Send the events until the subscription ends, the client is gone, or the task is cancelled.
+
+    However it ends, the client gets the last chunk if it can still get anything: without it a stock
+    client would take the end for a broken connection. A client that does not read holds up only this
+    task; its subscription ends when its buffer is full.
+    """
+    try:
+        while (chunk := await subscription.next()) is not None:
+            channel.send(chunk)
+            await channel.drain()
+    except ConnectionResetError:
+        pass
+    finally:
+        subscription.close()
+        channel.send(LAST_CHUNK)
+        channel.close()
+        done()
