@@ -1,0 +1,239 @@
+"""The value of a cell presence: JSON, read by the reference's rules (locket.md 5).
+
+Names match without regard to case, the last of several wins, `null` changes nothing, unknown names are
+ignored, and a value of the wrong type makes the whole presence unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bbs_protos import models_pb2 as models
+from google.protobuf.message import Message
+
+from bbs_server.core.json_columns import text
+
+_INT32 = range(-(2**31), 2**31)
+
+
+class Unreadable(ValueError):
+    """The value is not a presence; the text is the reference's where it is known."""
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as its members, duplicates kept."""
+
+
+class _Number(str):
+    """A JSON number as it is spelled."""
+
+    __slots__ = ()
+
+
+def load(value: str | bytes) -> models.CellPresence:
+    """Read a presence. Raises Unreadable (a ValueError)."""
+    source = text(value)
+    presence = models.CellPresence()
+    _fill(presence, _parse(source), _Place("", "models.CellPresence"), _PRESENCE)
+    return presence
+
+
+class _Place:
+    """Where a value stands, for the text of a mismatch."""
+
+    __slots__ = ("_kind", "_path")
+
+    def __init__(self, path: str, kind: str) -> None:
+        self._path = path
+        self._kind = kind
+
+    def mismatch(self, value: Any) -> Unreadable:
+        kind = _kind(value)
+        if not self._path:
+            return Unreadable(f"json: cannot unmarshal {kind} into Go value of type {self._kind}")
+        return Unreadable(f"json: cannot unmarshal {kind} into Go struct field {self._path} of type {self._kind}")
+
+
+Reader = Callable[[Message, Any], None]
+
+
+def _fill(message: Message, value: Any, place: _Place, members: Mapping[str, Reader]) -> None:
+    if value is None:
+        return
+    if not isinstance(value, _Object):
+        raise place.mismatch(value)
+    for name, member in value:
+        reader = members.get(name.lower())
+        if reader is not None and member is not None:
+            reader(message, member)
+
+
+def _string(value: Any, place: _Place) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or isinstance(value, _Number):
+        raise place.mismatch(value)
+    return text(value)
+
+
+def _text(field: str, path: str) -> Reader:
+    place = _Place(path, "string")
+
+    def read(message: Message, value: Any) -> None:
+        setattr(message, field, _string(value, place))
+
+    return read
+
+
+def _int32(field: str, path: str) -> Reader:
+    place = _Place(path, "int32")
+
+    def read(message: Message, value: Any) -> None:
+        if not isinstance(value, _Number) or not re.fullmatch("-?[0-9]{1,10}", value) or int(value) not in _INT32:
+            raise place.mismatch(value)
+        setattr(message, field, int(value))
+
+    return read
+
+
+def _texts(field: str, path: str) -> Reader:
+    array, item = _Place(path, "[]string"), _Place(path, "string")
+
+    def read(message: Message, value: Any) -> None:
+        if type(value) is not list:
+            raise array.mismatch(value)
+        items = [_string(member, item) for member in value]
+        del getattr(message, field)[:]
+        getattr(message, field).extend(items)
+
+    return read
+
+
+def _capacity(message: Any, value: Any) -> None:
+    message.capacity.SetInParent()
+    _fill(message.capacity, value, _Place("CellPresence.capacity", "models.CellCapacity"), _CAPACITY)
+
+
+def _providers(message: Any, value: Any) -> None:
+    path = "CellPresence.rootfs_provider_list"
+    if type(value) is not list:
+        raise _Place(path, "[]*models.Provider").mismatch(value)
+    del message.rootfs_providers[:]
+    for member in value:
+        if member is not None:  # The reference keeps an empty pointer here and fails later.
+            _fill(message.rootfs_providers.add(), member, _Place(path, "models.Provider"), _PROVIDER)
+
+
+def _annotations(message: Any, value: Any) -> None:
+    path = "CellPresence.annotations"
+    if not isinstance(value, _Object):
+        raise _Place(path, "map[string]string").mismatch(value)
+    for name, member in value:
+        message.annotations[text(name)] = _string(member, _Place(path, "string"))
+
+
+_PRESENCE: Mapping[str, Reader] = {
+    "cell_id": _text("cell_id", "CellPresence.cell_id"),
+    "rep_address": _text("rep_address", "CellPresence.rep_address"),
+    "zone": _text("zone", "CellPresence.zone"),
+    "capacity": _capacity,
+    "rootfs_provider_list": _providers,
+    "placement_tags": _texts("placement_tags", "CellPresence.placement_tags"),
+    "optional_placement_tags": _texts("optional_placement_tags", "CellPresence.optional_placement_tags"),
+    "rep_url": _text("rep_url", "CellPresence.rep_url"),
+    "annotations": _annotations,
+}
+_CAPACITY: Mapping[str, Reader] = {
+    name: _int32(name, f"CellCapacity.capacity.{name}") for name in ("memory_mb", "disk_mb", "containers")
+}
+_PROVIDER: Mapping[str, Reader] = {
+    "name": _text("name", "Provider.rootfs_provider_list.name"),
+    "properties": _texts("properties", "Provider.rootfs_provider_list.properties"),
+}
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case _Number():
+            return f"number {value}"
+        case str():
+            return "string"
+        case bool():
+            return "bool"
+        case _Object():
+            return "object"
+    return "array"
+
+
+def _refuse(constant: str) -> Any:
+    raise Unreadable(f"invalid character '{constant[0]}' looking for beginning of value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
+
+
+def _parse(source: str) -> Any:
+    try:
+        return _DECODER.decode(source)
+    except json.JSONDecodeError as problem:
+        raise Unreadable(_syntax(source, problem)) from None
+    except RecursionError:
+        raise Unreadable("exceeded max depth") from None
+
+
+_LITERALS = {"t": "true", "f": "false", "n": "null"}
+_AFTER = {
+    "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
+    "Illegal trailing comma before end of object": "looking for beginning of object key string",
+    "Expecting ':' delimiter": "after object key",
+    "Extra data": "after top-level value",
+    "Invalid control character at": "in string literal",
+    "Invalid control character": "in string literal",
+}
+
+
+def _syntax(source: str, problem: json.JSONDecodeError) -> str:
+    """The scanner's complaint; the two parsers stop at the same character for the usual mistakes."""
+    at = problem.pos
+    if at >= len(source) or problem.msg.startswith("Unterminated string"):
+        return "unexpected end of JSON input"
+    if problem.msg.startswith("Invalid \\"):
+        at += 1
+        where = "in string escape code"
+    elif problem.msg == "Expecting ',' delimiter":
+        where = "after object key:value pair" if _innermost(source[:at]) == "{" else "after array element"
+    elif source[at] in _LITERALS and problem.msg == "Expecting value":
+        return _literal(source[at:])
+    else:
+        where = _AFTER.get(problem.msg, "looking for beginning of value")
+    if at >= len(source):
+        return "unexpected end of JSON input"
+    return f"invalid character {_character(source[at])} {where}"
+
+
+def _literal(rest: str) -> str:
+    """A word that begins like true, false or null but goes on otherwise."""
+    word = _LITERALS[rest[0]]
+    for wanted, found in zip(word[1:], rest[1:], strict=False):
+        if wanted != found:
+            return f"invalid character {_character(found)} in literal {word} (expecting '{wanted}')"
+    return "unexpected end of JSON input"
+
+
+def _innermost(source: str) -> str:
+    """The bracket that is still open at the end of a text."""
+    open_brackets: list[str] = []
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", source)):
+        if bracket in "[{":
+            open_brackets.append(bracket)
+        else:
+            open_brackets.pop()
+    return open_brackets[-1] if open_brackets else ""
+
+
+def _character(character: str) -> str:
+    spelled = {"'": "\\'", '"': '"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return f"'{spelled.get(character, character)}'"
