@@ -1,0 +1,29 @@
+"""How a Locket server shall behave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bbs_server.locket.locks import Lock
+from bbs_server.store.log import Log, silent
+
+OPERATION_LIMIT = 10.0
+"""Seconds that the work of one call may take."""
+
+SCAN_INTERVAL = 5.0
+"""Seconds between two looks at all rows, for those that other processes have written."""
+
+
+def _nothing(*_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Times in s. `on_expired` gets every lock that ran out; `on_unrecoverable` is called when the table is missing."""
+
+    operation_limit: float = OPERATION_LIMIT
+    scan_interval: float = SCAN_INTERVAL
+    on_expired: Callable[[Lock], None] = _nothing
+    on_unrecoverable: Callable[[], None] = _nothing
+    log: Log = silent

@@ -1,0 +1,100 @@
+"""Real Locket servers with mutual TLS on a real PostgreSQL, and their clients."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from bbs_protos import locket_pb2 as pb
+from bbs_protos.locket_pb2_grpc import LocketStub
+
+from bbs_server.locket.locks import Lock
+from bbs_server.locket.options import Options
+from bbs_server.locket.server import Identity, LocketServer, serve
+
+LONG = 60
+
+
+class Client:
+    """The four calls, shortened."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub: Any = LocketStub(channel)
+        self.channel = channel
+
+    async def lock(self, key: str = "k", owner: str = "o", ttl: int = LONG, **more: Any) -> None:
+        """`more` are other fields of the resource."""
+        resource = pb.Resource(**{"key": key, "owner": owner, "value": "v", "type_code": pb.LOCK, **more})
+        await self.stub.Lock(pb.LockRequest(resource=resource, ttl_in_seconds=ttl), timeout=10)
+
+    async def fetch(self, key: str = "k") -> pb.Resource:
+        found: pb.Resource = (await self.stub.Fetch(pb.FetchRequest(key=key), timeout=10)).resource
+        return found
+
+    async def fetch_all(self, code: int, type_: str = "") -> dict[str, pb.Resource]:
+        answer = await self.stub.FetchAll(pb.FetchAllRequest(type=type_, type_code=code), timeout=10)  # type: ignore[arg-type]
+        return {found.key: found for found in answer.resources}
+
+    async def release(self, key: str = "k", owner: str = "o") -> None:
+        await self.stub.Release(pb.ReleaseRequest(resource=pb.Resource(key=key, owner=owner)), timeout=10)
+
+
+@dataclasses.dataclass
+class Served:
+    server: LocketServer
+    client: Client
+    expired: asyncio.Queue[Lock]
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+def credentials(certificates: Any, who: str = "client") -> grpc.ChannelCredentials:
+    files = (certificates.ca, getattr(certificates, f"{who}_key"), getattr(certificates, f"{who}_cert"))
+    return grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+
+
+@pytest.fixture
+def identity(certificates: Any) -> Identity:
+    return Identity(certificates.ca, certificates.server_cert, certificates.server_key)
+
+
+@pytest.fixture
+def start(postgres_url: str, identity: Identity, certificates: Any) -> Serve:
+    """Starts servers on the test's database: `async with start() as served`."""
+
+    @asynccontextmanager
+    async def started(**options: Any) -> AsyncIterator[Served]:
+        expired: asyncio.Queue[Lock] = asyncio.Queue()
+        chosen = dataclasses.replace(Options(on_expired=expired.put_nowait), **options)
+        async with (
+            serve(postgres_url, identity, options=chosen) as server,
+            grpc.aio.secure_channel(server.address, credentials(certificates)) as channel,
+        ):
+            yield Served(server, Client(channel), expired)
+
+    return started
+
+
+@pytest.fixture
+async def served(start: Serve) -> AsyncIterator[Served]:
+    async with start() as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: Served) -> Client:
+    return served.client
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(postgres_url)
+    yield connection
+    await connection.close()

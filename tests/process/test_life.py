@@ -1,0 +1,258 @@
+"""A whole life of the real program on a real PostgreSQL: start, serve, standby, stop (server.md 3 to 7, 13 to 17)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+from bbs_protos import models_pb2 as models
+
+from bbs_server.dev.postgres import free_port
+
+ROUTE = "/v1/ping"
+
+
+async def post(program: Any, path: str, message: Any = None, **headers: str) -> bytes:
+    async with program.client() as client:
+        answer = await client.post(
+            path, content=b"" if message is None else message.SerializeToString(), headers=headers
+        )
+    assert answer.status_code == 200
+    return answer.content
+
+
+async def test_start_serve_stop(servers: Any) -> None:
+    program = await servers(not_a_key=1)
+    await program.logged("bbs.started")
+    assert await post(program, ROUTE) == b"\x08\x01"
+    assert psutil.Process(program.process.pid).name() == "bbs"
+    assert await program.stop() == 0
+    messages = program.messages()
+    milestones = [
+        "bbs.starting",
+        "bbs.ignored-unknown-configuration-keys",
+        "bbs.report-interval",
+        "bbs.locket-lock.started",
+        "bbs.locket-lock.acquired-lock",
+        "bbs.migration-manager.finished-migrations",
+        "bbs.started",
+        "bbs.locket-lock.released-lock",
+        "bbs.exited",
+    ]
+    assert [message for message in messages if message in milestones] == milestones
+    assert program.lines[messages.index("bbs.report-interval")]["data"] == {"value": "1m0s"}
+    assert program.errors == ""
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 0), (signal.SIGQUIT, 2), (signal.SIGHUP, -1)])
+async def test_signals(servers: Any, how: signal.Signals, code: int) -> None:
+    program = await servers()
+    await program.logged("bbs.started")
+    program.process.send_signal(signal.SIGUSR1)
+    program.process.send_signal(signal.SIGUSR2)
+    assert await post(program, ROUTE)
+    assert await program.stop(how) == code
+
+
+async def test_a_standby_refuses_connections_until_the_master_is_gone(servers: Any) -> None:
+    master = await servers()
+    await master.logged("bbs.started")
+    standby = await servers(uuid="standby")
+    await standby.logged("bbs.locket-lock.started")
+    with pytest.raises(httpx.ConnectError):
+        await post(standby, ROUTE)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        health = await client.get(f"http://{standby.config['health_address']}/ping")
+    assert (health.status_code, health.content) == (200, b"")
+    assert "bbs.started" not in standby.messages()
+    assert await master.stop() == 0
+    await standby.logged("bbs.started")
+    assert await post(standby, ROUTE)
+
+
+async def test_a_standby_that_is_stopped_ends_without_error(servers: Any) -> None:
+    master = await servers()
+    await master.logged("bbs.started")
+    standby = await servers(uuid="standby")
+    await standby.logged("bbs.locket-lock.started")
+    assert await standby.stop() == 0
+    # Quirk: an aborted start is announced as started nevertheless.
+    assert standby.messages()[-2:] == ["bbs.started", "bbs.exited"]
+
+
+async def test_every_request_gets_503_until_the_state_is_loaded(servers: Any, postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("CREATE TABLE configurations (id varchar(255) PRIMARY KEY, value varchar(255))")
+    await connection.execute("BEGIN")
+    await connection.execute("LOCK TABLE configurations IN EXCLUSIVE MODE")
+    program = await servers()
+    await program.logged("bbs.locket-lock.acquired-lock")
+    async with program.client() as client:
+        answers = [await _patiently(client, method, path) for method, path in (("POST", ROUTE), ("GET", "/nope"))]
+    assert [(a.status_code, a.headers["content-length"], a.content) for a in answers] == [(503, "0", b"")] * 2
+    # An interrupted migration is abandoned.
+    assert await program.stop() == 0
+    await connection.execute("COMMIT")
+    assert await connection.fetch("SELECT * FROM configurations") == []
+    await connection.close()
+
+
+async def _patiently(client: httpx.AsyncClient, method: str, path: str) -> httpx.Response:
+    """The answer as soon as somebody listens."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await client.request(method, path)
+            except httpx.ConnectError:
+                await asyncio.sleep(0.02)
+
+
+async def test_a_lost_lock_ends_the_process(servers: Any, postgres_url: str) -> None:
+    program = await servers()
+    await program.logged("bbs.started")
+    connection = await asyncpg.connect(postgres_url)
+    holder = await connection.fetchval("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    await connection.execute("SELECT pg_terminate_backend($1)", holder)
+    await connection.close()
+    assert await program.ended() == 1
+    trace = program.lines[-1]["data"]["error"].splitlines()
+    assert trace[1] == "lock exited with error: lost lock (request failed): connection lost"
+    assert trace[-1] == "healthcheck exited with nil"
+
+
+async def test_a_deposed_writer_ends_the_process(servers: Any, postgres_url: str) -> None:
+    program = await servers()
+    await program.logged("bbs.started")
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("UPDATE configurations SET value = '999 usurper' WHERE id LIKE '%epoch%'")
+    await connection.close()
+    request = models.UpsertDomainRequest(domain="d", ttl=0)
+    answer = models.UpsertDomainResponse.FromString(await post(program, "/v1/domains/upsert", request))
+    assert answer.error.message
+    assert await program.ended() == 1
+    assert program.lines[-1]["data"]["error"].splitlines()[1].startswith("writer exited with error: ")
+
+
+async def test_an_unrecoverable_error_ends_the_process_in_order(servers: Any, postgres_url: str) -> None:
+    program = await servers()
+    await program.logged("bbs.started")
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("DROP TABLE domains")
+    await connection.close()
+    request = models.UpsertDomainRequest(domain="d", ttl=0)
+    answer = models.UpsertDomainResponse.FromString(await post(program, "/v1/domains/upsert", request))
+    assert answer.error.type == 29
+    assert await program.ended() == 0
+    assert "bbs.unrecoverable-error" in program.messages()
+
+
+async def test_what_was_written_is_there_after_a_restart(servers: Any) -> None:
+    first = await servers()
+    await first.logged("bbs.started")
+    await post(first, "/v1/domains/upsert", models.UpsertDomainRequest(domain="kept", ttl=0))
+    assert await first.stop() == 0
+    second = await servers()
+    await second.logged("bbs.started")
+    assert models.DomainsResponse.FromString(await post(second, "/v1/domains/list")).domains == ["kept"]
+
+
+async def test_request_lines_and_access_log(servers: Any, tmp_path: Path) -> None:
+    access = tmp_path / "access.log"
+    program = await servers(log_level="debug", access_log_path=str(access))
+    await program.logged("bbs.started")
+    await post(program, f"{ROUTE}?a=b&c")
+    await post(program, "/v1/tasks/desire.r2", models.DesireTaskRequest(), **{"X-Vcap-Request-Id": "ab-cd"})
+    failed = await program.logged("bbs.request.desire-task.invalid-request")
+    assert failed["data"]["trace-id"] == "000000000000abcd"
+    assert await program.stop() == 0
+    lines = [json.loads(line) for line in access.read_text().splitlines()]
+    assert [line["message"] for line in lines[:2]] == ["bbs-access.request.serving", "bbs-access.request.done"]
+    assert {line["source"] for line in lines} == {"bbs-access"}
+    data = lines[0]["data"]
+    assert data["request"] == f"{ROUTE}?a=b&c"
+    assert data["method"] == "POST"
+    assert data["session"] == "1"
+    assert data["peer_cert_subject_common_name"] == "client"
+    assert data["peer_cert_issuer_organization"]
+    assert lines[1]["data"].keys() == data.keys() | {"duration"}
+    assert lines[2]["data"]["session"] == "2"
+    serving = await program.logged("bbs.request.serving")
+    assert serving["log_level"] == 0
+    assert serving["data"].keys() == data.keys()
+
+
+async def test_the_log_level_changes_at_run_time(servers: Any) -> None:
+    debug = f"127.0.0.1:{free_port()}"
+    program = await servers(debug_address=debug, time_format="rfc3339")
+    await program.logged("bbs.started")
+    await post(program, ROUTE)
+    assert "bbs.request.serving" not in program.messages()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        await client.put(f"http://{debug}/log-level", content=b"debug")
+    await post(program, ROUTE)
+    line = await program.logged("bbs.request.serving")
+    assert line["level"] == "debug"
+    assert line["timestamp"].endswith("Z")
+
+
+async def test_prometheus_counts_requests(servers: Any) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    program = await servers(prometheus_listen_address=address)
+    await program.logged("bbs.started")
+    await post(program, "/v1/domains/upsert", models.UpsertDomainRequest(domain="d", ttl=0))
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"http://{address}/metrics")).text
+    assert 'bbs_request_seconds_count{route="UpsertDomain"} 1.0' in text
+    assert "bbs_lock_held 1.0" in text
+    assert "bbs_batch_commands_count 1.0" in text
+
+
+async def test_convergence_runs_and_adopts_what_others_wrote(servers: Any, postgres_url: str) -> None:
+    program = await servers(converge_repeat_interval="50ms", log_level="debug")
+    await program.logged("bbs.started")
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("INSERT INTO domains (domain, expire_time) VALUES ('foreign', 9223372036854775807)")
+    await connection.close()
+    await program.logged("bbs.converger.adopted-foreign-changes")
+    await program.logged("bbs.converger.converge-lrps.done")
+    await program.logged("bbs.converger.converge-tasks.done")
+    assert models.DomainsResponse.FromString(await post(program, "/v1/domains/list")).domains == ["foreign"]
+    assert await program.stop() == 0
+
+
+async def test_a_database_that_stays_away_ends_a_process_with_health_check(servers: Any, postgres_url: str) -> None:
+    program = await servers(
+        enable_db_health_check=True,
+        health_check_interval="50ms",
+        health_check_timeout="200ms",
+        health_check_failure_threshold=2,
+    )
+    await program.logged("bbs.started")
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("BEGIN")
+    await connection.execute("LOCK TABLE bbs_health_check")
+    assert await program.ended() == 1
+    await connection.close()
+    trace = program.lines[-1]["data"]["error"].splitlines()
+    timed_out = "timed out after 200ms while executing DB health check"
+    assert trace[1:3] == [f"db-healthcheck exited with error: {timed_out}", timed_out]
+    attempts = [line for line in program.lines if line["message"].endswith("health-check-timed-out")]
+    assert [line["data"]["attempt"] for line in attempts] == [1, 2]
+
+
+async def test_requests_wait_for_nothing_when_the_process_drains(servers: Any) -> None:
+    program = await servers()
+    await program.logged("bbs.started")
+    async with program.client() as client, client.stream("POST", "/v1/events/tasks.r1") as stream:
+        assert stream.status_code == 200
+        stopping = asyncio.create_task(program.stop())
+        # The stream is ended in order: no error while it is read to its end.
+        assert await stream.aread() == b""
+        assert await stopping == 0

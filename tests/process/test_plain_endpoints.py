@@ -1,0 +1,127 @@
+"""The health, debug and Prometheus endpoints, over real sockets (server.md 15 and 17)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import httpx
+import pytest
+from bbs_protos import models_pb2 as models
+
+from bbs_server.core.outcome import Outcome
+from bbs_server.process.debug import debug_server
+from bbs_server.process.health import BadAddress, health_server, resolved
+from bbs_server.process.lager import Level, Sink
+from bbs_server.process.metrics import NO_LRPS, Figures
+from bbs_server.process.plain_http import ListenFailed, PlainServer
+from bbs_server.process.prometheus import Prometheus
+
+
+@asynccontextmanager
+async def client_of(server: PlainServer) -> AsyncIterator[httpx.AsyncClient]:
+    await server.start()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as client:
+        yield client
+    await server.stop()
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/ping"), ("POST", "/"), ("DELETE", "/a/b?c"), ("HEAD", "/x")])
+async def test_health_answers_everything(method: str, path: str) -> None:
+    async with client_of(health_server("127.0.0.1:0")) as client:
+        answer = await client.request(method, path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"), [("127.0.0.1:8890", "127.0.0.1:8890"), (":http", ":80"), ("[::1]:", "[::1]:0")]
+)
+def test_health_addresses(address: str, expected: str) -> None:
+    assert resolved(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "action"),
+    [
+        ("", "failed-invalid-health-address"),
+        ("host", "failed-invalid-health-address"),
+        ("::1:80", "failed-invalid-health-address"),
+        ("host:nosuchservice", "failed-invalid-health-port"),
+        ("host:99999", "failed-invalid-health-port"),
+    ],
+)
+def test_bad_health_addresses(address: str, action: str) -> None:
+    with pytest.raises(BadAddress) as refusal:
+        resolved(address)
+    assert refusal.value.action == action
+
+
+async def test_an_address_in_use() -> None:
+    async with client_of(health_server("127.0.0.1:0")) as client:
+        address = f"127.0.0.1:{client.base_url.port}"
+        with pytest.raises(ListenFailed) as refusal:
+            await health_server(address).start()
+        assert str(refusal.value) == f"listen tcp {address}: bind: address already in use"
+
+
+@pytest.mark.parametrize(
+    ("body", "level"),
+    [
+        (b"debug", Level.DEBUG),
+        (b"D", Level.INFO),
+        (b"d", Level.DEBUG),
+        (b"0", Level.DEBUG),
+        (b"ERROR", Level.ERROR),
+        (b"f", Level.FATAL),
+        (b"3", Level.FATAL),
+        (b"debug\n", Level.INFO),
+        (b"", Level.INFO),
+        (b"Debug", Level.INFO),
+    ],
+)
+async def test_the_log_level_is_set_by_exact_spellings(body: bytes, level: Level) -> None:
+    sink, told = Sink(lambda line: None, Level.INFO), []
+    sink.watchers.append(lambda: told.append(sink.level))
+    async with client_of(debug_server("127.0.0.1:0", sink)) as client:
+        answer = await client.put("/log-level", content=body)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert sink.level is level
+    assert told == [level]
+
+
+async def test_debug_pages() -> None:
+    async with client_of(debug_server("127.0.0.1:0", Sink(lambda line: None))) as client:
+        assert (await client.post("/block-profile-rate", content=b"5")).status_code == 200
+        refused = await client.post("/mutex-profile-fraction", content=b"x")
+        assert (refused.status_code, refused.text) == (400, 'strconv.Atoi: parsing "x": invalid syntax')
+        assert "\0" in (await client.get("/debug/pprof/cmdline")).text
+        assert "test_debug_pages" in (await client.get("/debug/pprof/goroutine")).text
+        assert "frozen" in (await client.get("/debug/pprof/heap")).text
+        assert "/log-level" in (await client.get("/debug/pprof/")).text
+        assert (await client.get("/")).status_code == 404
+
+
+async def test_prometheus() -> None:
+    figures = Figures(lock_held=True)
+    figures.lrps.record(replace(NO_LRPS, running=12), 1)
+    figures.cell_tasks = {"c1": {"started": 1}}
+    prometheus = Prometheus(figures)
+    prometheus.timed("Tasks", 3_000_000)
+    dispatch = prometheus.watching(lambda outcome: None)
+    for _ in range(5):
+        dispatch(Outcome(models.PingResponse()))
+    await asyncio.sleep(0)
+    async with client_of(prometheus.server("127.0.0.1:0")) as client:
+        text = (await client.get("/metrics")).text
+        assert (await client.get("/")).status_code == 404
+    for line in (
+        "bbs_lock_held 1.0",
+        "bbs_lrps_running 12.0",
+        'bbs_request_seconds_bucket{le="0.004",route="Tasks"} 1.0',
+        "bbs_batch_commands_count 1.0",
+        "bbs_batch_commands_sum 5.0",
+        'bbs_cell_tasks_total{cell_id="c1",what="started"} 1.0',
+    ):
+        assert line in text
