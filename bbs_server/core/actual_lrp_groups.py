@@ -37,7 +37,7 @@ def list_by_process_guid(state: State, request: models.ActualLRPGroupsByProcessG
 
 def get_by_index(state: State, request: models.ActualLRPGroupByProcessGuidAndIndexRequest, context: Context) -> Answer:
     groups = _groups(state.actual_lrps.where("instance", (lookup(request.process_guid), request.index)))
-    if not groups.pieces:
+    if not groups.records:
         raise Refused(RESOURCE_NOT_FOUND)
     return groups
 
@@ -61,7 +61,7 @@ def _groups(rows: Iterable[ActualLRP]) -> Elements:
             if holder is not row:
                 shared.setdefault(key, [holder]).append(row)
     if not shared:
-        return Elements([_alone(row) for row in first.values()])
+        return Elements(list(first.values()), _alone)
     return Elements(
         [
             element(encoded(lrp_events.resolve(shared[key]))) if key in shared else _alone(row)
@@ -74,5 +74,5 @@ def _alone(row: ActualLRP) -> bytes:
     return element(renumbered(row.element, _SLOTS.get(row.presence, 1)))
 
 
-_SLOTS = {Presence.EVACUATING: 2}
+_SLOTS: Mapping[int, int] = {Presence.EVACUATING: 2}
 """Field of a group that shows a row; 1 if not listed."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
+from operator import attrgetter
 from typing import Any
 
 from bbs_protos import models_pb2 as models
@@ -347,7 +348,7 @@ def filtered(
 
 def _elements(rows: Iterable[ActualLRP]) -> Elements:
     """Rows that cannot be decoded are absent (actual-lrps.md 1.3)."""
-    return Elements([row.element for row in rows if not row.broken])
+    return Elements([row for row in rows if not row.broken], attrgetter("element"))
 
 
 __all__ = [

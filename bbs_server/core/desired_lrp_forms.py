@@ -259,6 +259,14 @@ class Form:
     columns: tuple[str, ...]
     encode: Callable[[DesiredLRP], bytes]
 
+    def piece(self, record: DesiredLRP) -> bytes:
+        """The record as one element of a list answer; empty if a column that the form reads is broken."""
+        found: bytes | None = record.caches.get(self.name)
+        if found is None:
+            found = b"" if unreadable(record, self) else self.encode(record)
+            record.caches[self.name] = found
+        return found
+
 
 def _r3(record: DesiredLRP) -> bytes:
     return element(encode(populate_metrics_guid(message(record))))
@@ -267,7 +275,7 @@ def _r3(record: DesiredLRP) -> bytes:
 def _r2(record: DesiredLRP) -> bytes:
     lrp = message(record)
     if not lrp.image_layers:
-        return piece(record, R3)
+        return R3.piece(record)
     return element(encode(down_convert_desired_lrp_v2(populate_metrics_guid(lrp))))
 
 
@@ -277,21 +285,6 @@ R3 = Form("r3", (*_SCHEDULING, "run_info", "metric_tags"), _r3)
 R2 = Form("r2", R3.columns, _r2)
 SCHEDULING_INFO = Form("scheduling_info", _SCHEDULING, lambda record: element(encode(scheduling_info(record))))
 ROUTING_INFO = Form("routing_info", ("routes", "metric_tags"), lambda record: element(encode(routing_info(record))))
-
-
-def piece(record: DesiredLRP, form: Form) -> bytes:
-    """The record as one element of a list answer; empty if a column that the form reads is broken."""
-    found: bytes | None = record.caches.get(form.name)
-    if found is None:
-        found = b"" if unreadable(record, form) else form.encode(record)
-        record.caches[form.name] = found
-    return found
-
-
-def pieces(records: Iterable[DesiredLRP], form: Form) -> list[bytes]:
-    """The records as elements of a list answer."""
-    name = form.name
-    return [record.caches.get(name) or piece(record, form) for record in records]
 
 
 _COLUMN_ERRORS: Mapping[str, Callable[[str], Error]] = {

@@ -252,11 +252,11 @@ def _instances(state: State, process_guid: str) -> list[ActualLRP]:
 
 
 def list_r3(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
-    return Elements(forms.pieces(_filtered(state, request), forms.R3))
+    return Elements(list(_filtered(state, request)), forms.R3.piece)
 
 
 def list_r2(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
-    return Elements(forms.pieces(_filtered(state, request), forms.R2))
+    return Elements(list(_filtered(state, request)), forms.R2.piece)
 
 
 def list_scheduling_infos(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
@@ -264,7 +264,7 @@ def list_scheduling_infos(state: State, request: models.DesiredLRPsRequest, cont
     wanted = models.DesiredLRPsRequest()
     wanted.CopyFrom(request)
     del wanted.app_guids[:]
-    return Elements(forms.pieces(_filtered(state, wanted), forms.SCHEDULING_INFO))
+    return Elements(list(_filtered(state, wanted)), forms.SCHEDULING_INFO.piece)
 
 
 def list_routing_infos(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
@@ -273,7 +273,7 @@ def list_routing_infos(state: State, request: models.DesiredLRPsRequest, context
     wanted.CopyFrom(request)
     wanted.ClearField("domain")
     del wanted.app_guids[:]
-    return Elements(forms.pieces(_filtered(state, wanted), forms.ROUTING_INFO))
+    return Elements(list(_filtered(state, wanted)), forms.ROUTING_INFO.piece)
 
 
 def get_r3(state: State, request: models.DesiredLRPByProcessGuidRequest, context: Context) -> Answer:
@@ -290,7 +290,7 @@ def get_scheduling_info(state: State, request: models.DesiredLRPByProcessGuidReq
 
 def _get(state: State, request: models.DesiredLRPByProcessGuidRequest, form: Form) -> Answer:
     """The record is field 2 of a single answer just as an element is of a list."""
-    return Elements((forms.piece(_readable(state, request.process_guid, form), form),))
+    return Elements((_readable(state, request.process_guid, form),), form.piece)
 
 
 def _readable(state: State, process_guid: str | bytes, form: Form) -> DesiredLRP:

@@ -4,8 +4,8 @@ Of the rows of the index, **T** is the first that belongs to the caller's instan
 ordinary one and **E** the evacuating one. A table is read from the top; the first rule whose condition holds
 is carried out. `Decision.keep` tells the cell whether to let the container run on.
 
-Answers that carry an error and yet keep changes, or that ask the cell to keep the container, are response
-messages; every other refusal is raised, and means "do not keep".
+Errors are answers, not refusals: they may ask the cell to keep the container, and undecodable rows that were
+deleted on sight stay deleted. Only a process guid that is not text is refused, except to `evacuate_running`.
 """
 
 from __future__ import annotations

@@ -71,13 +71,13 @@ def _get(state: State, request: models.TaskByGuidRequest, form: Form) -> Element
 
 
 def _list(state: State, request: models.TasksRequest, form: Form) -> Elements:
-    pieces: list[bytes] = []
+    found: list[Task] = []
     for task in _selected(state, lookup(request.domain), lookup(request.cell_id)):
         if task.definition is None:
             # Quirk: the tasks read before the bad row are returned beside the error.
-            return Elements([_UNREADABLE, *pieces])
-        pieces.append(form(task))
-    return Elements(pieces)
+            return Elements([_UNREADABLE, *map(form, found)])
+        found.append(task)
+    return Elements(found, form)
 
 
 def _selected(state: State, domain: str, cell_id: str) -> Collection[Task]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 
-from bbs_server.core.encoding import encode
+from bbs_server.core.encoding import Elements, encode
 from bbs_server.core.errors import Error
 
 SLICE = 128 << 10
@@ -22,6 +23,12 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 NOT_FOUND = b"404 page not found\n"
 WRONG_METHOD = b"Method Not Allowed\n"
+
+_AT_ONCE = 128
+"""Pieces that are made without looking at the clock."""
+
+_TURN = 0.005
+"""s of making pieces before others get a turn."""
 
 _PROTOBUF = b"Content-Type: application/x-protobuf\r\n"
 _PLAIN = b"Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
@@ -101,6 +108,21 @@ def error_body(response: type[Message], error: Error, fields: dict[str, Any] | N
     answer: Any = response(**(fields or {}))
     answer.error.CopyFrom(models.Error(type=error.type, message=message))  # type: ignore[arg-type]
     return encode(answer)
+
+
+async def pieces_of(answer: Elements) -> Sequence[bytes]:
+    """The pieces of an answer; others get a turn while many are made for the first time."""
+    records, piece = answer.records, answer.piece
+    if len(records) <= _AT_ONCE:
+        return list(map(piece, records))
+    pieces: list[bytes] = []
+    deadline = time.perf_counter() + _TURN
+    for start in range(0, len(records), _AT_ONCE):
+        pieces += map(piece, records[start : start + _AT_ONCE])
+        if time.perf_counter() > deadline:
+            await asyncio.sleep(0)
+            deadline = time.perf_counter() + _TURN
+    return pieces
 
 
 def slices(pieces: Sequence[bytes]) -> tuple[int, Iterator[bytes]]:

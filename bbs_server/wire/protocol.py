@@ -263,7 +263,7 @@ class Connection:
         try:
             answer = await server.perform(route, request, head.request_id)
             if isinstance(answer, Elements):
-                length, pieces = answers.slices(answer.pieces)
+                length, pieces = answers.slices(await answers.pieces_of(answer))
                 body = b"" if length > answers.SLICE else b"".join(pieces)
             else:
                 body = encode(answer)

@@ -427,9 +427,11 @@ class TestRemove:
     @pytest.mark.parametrize("named", [True, False])
     def test_in_any_state(self, state: str, named: bool) -> None:
         before = row(state)
-        key = owner((before.instance_guid, before.cell_id)) if named else None
+        fields: dict[str, Any] = {}
+        if named:
+            fields["actual_lrp_instance_key"] = owner((before.instance_guid, before.cell_id))
         core = Core(before, row(RUNNING, OTHER, EVACUATING))
-        request = models.RemoveActualLRPRequest(process_guid="p", actual_lrp_instance_key=key)
+        request = models.RemoveActualLRPRequest(process_guid="p", **fields)
         outcome = core.run(actual_lrps.remove, request)
         assert core.presences() == {EVACUATING}
         assert names(outcome, Hub.GROUP) == names(outcome, Hub.INSTANCE) == ["removed"]

@@ -124,7 +124,13 @@ def pairs(groups: Any) -> list[Pair]:
     [
         (
             {},
-            [("p", 0, "c1", "c3"), ("p", 1, "c2", None), ("p", 2, "", None), ("q", 0, "c1", None), ("q", 1, "c2", None)],
+            [
+                ("p", 0, "c1", "c3"),
+                ("p", 1, "c2", None),
+                ("p", 2, "", None),
+                ("q", 0, "c1", None),
+                ("q", 1, "c2", None),
+            ],
         ),
         ({"domain": "other"}, [("q", 0, "c1", None), ("q", 1, "c2", None)]),
         ({"cell_id": "c3"}, [("p", 0, None, "c3")]),

@@ -93,7 +93,7 @@ class Instances(RuleBasedStateMachine):
     # -- carrying out --------------------------------------------------------------------
 
     def rows(self) -> dict[tuple[str, int, int], ActualLRP]:
-        return {key: row for key in self.state.actual_lrps.keys() if (row := self.state.actual_lrps.get(key))}
+        return {instances.key_of(row): row for row in self.state.actual_lrps}
 
     def at(self, index: int) -> Rows:
         return list(self.state.actual_lrps.where("instance", ("p", index)))
@@ -248,7 +248,7 @@ class Instances(RuleBasedStateMachine):
     @invariant()
     def only_legal_rows(self) -> None:
         for key, row in self.rows().items():
-            assert key == (row.process_guid, row.index, row.presence)
+            assert self.state.actual_lrps.get(key) is row
             assert row.state in LEGAL[Presence(row.presence)]
             assert bool(row.instance_guid) == bool(row.cell_id) == (row.state in (CLAIMED, RUNNING))
             if row.state != RUNNING:

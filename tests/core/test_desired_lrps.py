@@ -579,7 +579,7 @@ def test_r2_shares_bytes_with_r3_unless_there_are_image_layers() -> None:
     plain, layered = (state.desired_lrps.get(guid) for guid in ("plain", "layered"))
     assert plain is not None
     assert layered is not None
-    assert forms.piece(plain, forms.R2) is forms.piece(plain, forms.R3)
+    assert forms.R2.piece(plain) is forms.R3.piece(plain)
     assert len(got(state, "layered").image_layers) == 1
     assert len(got(state, "layered", desired_lrps.get_r2).image_layers) == 0
 
@@ -741,7 +741,7 @@ def test_no_update_raises_anything_but_a_refusal(process_guid: str, fields: dict
     assert after.tag_index == before.tag_index + 1
     assert len(state.actual_lrps) <= desired_lrps.INSTANCES_AT_ONCE + 2
     for form in (forms.R3, forms.R2, forms.SCHEDULING_INFO, forms.ROUTING_INFO):
-        assert forms.piece(after, form)
+        assert form.piece(after)
     encode(desired_lrps.message(after))
 
 

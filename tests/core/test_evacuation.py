@@ -76,9 +76,9 @@ class Evacuated:
         for it in rows:
             self.state.actual_lrps.put(it)
         if wanted is not None:
-            numbers = {"instances": wanted, "memory_mb": 1, "disk_mb": 2, "max_pids": 3}
-            texts = {"log_guid": "l", "annotation": "", "rootfs": "preloaded:x", "tag_epoch": "e"}
-            sealed = {"volume_placement": b"", "run_info": b"", "routes": (), "metric_tags": None}
+            numbers: dict[str, Any] = {"instances": wanted, "memory_mb": 1, "disk_mb": 2, "max_pids": 3}
+            texts: dict[str, Any] = {"log_guid": "l", "annotation": "", "rootfs": "preloaded:x", "tag_epoch": "e"}
+            sealed: dict[str, Any] = {"volume_placement": b"", "run_info": b"", "routes": (), "metric_tags": None}
             self.state.desired_lrps.put(
                 DesiredLRP(
                     "p", "dom", update_strategy=strategy, tag_index=0, placement_tags=None, **numbers, **texts, **sealed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from typing import Any
 
@@ -174,7 +175,8 @@ async def test_a_client_that_hangs_up_does_not_stop_the_work(served: Any, databa
         assert (await refusal(call))[0] is Code.DEADLINE_EXCEEDED
     async with asyncio.timeout(10):
         while (await client.fetch()).value != "done":
-            await asyncio.sleep(0.01)
+            pass
+    assert (await row(database) or {})["modified_index"] == 2
 
 
 async def test_a_missing_table_ends_the_process(start: Any, database: Any) -> None:
@@ -191,11 +193,11 @@ async def test_lost_connections_are_replaced(client: Any, database: Any) -> None
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
         "AND pid <> pg_backend_pid()"
     )
+    answered = False
     async with asyncio.timeout(10):
-        while True:
-            try:
+        while not answered:
+            # A call whose connection was cut in the middle may fail once.
+            with contextlib.suppress(grpc.aio.AioRpcError):
                 await client.lock()
-                break
-            except grpc.aio.AioRpcError as problem:
-                assert problem.code() is Code.UNKNOWN
+                answered = True
     assert (await client.fetch()).owner == "o"
