@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import socket
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TypeVar
@@ -19,7 +22,15 @@ from bbs_server.client.target import Target
 R = TypeVar("R", bound=Message)
 
 _ATTEMPTS = 3
-_PAUSE = tenacity.wait_exponential_jitter(multiplier=0.1, max=2.0)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_PAUSE = tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE)
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, number, 10) for number in (getattr(socket, "TCP_KEEPIDLE", None),) if number),
+    *((socket.IPPROTO_TCP, number, 5) for number in (getattr(socket, "TCP_KEEPINTVL", None),) if number),
+)
+"""So that an event stream notices a server whose machine is gone."""
+
 _ENDINGS = (StreamEnded, Unreachable, NotActive, NoAnswer)
 
 
@@ -32,11 +43,15 @@ class Client:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._http = httpx.AsyncClient(
-            base_url=target.url,
+        # Without proxies of the environment, as a Go client has it: a BBS is inside.
+        transport = httpx.AsyncHTTPTransport(
             verify=target.tls(),
-            timeout=target.timeout,
+            trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            socket_options=_KEEP_ALIVE,
+        )
+        self._http = httpx.AsyncClient(
+            base_url=target.url, transport=transport, timeout=target.timeout, trust_env=False
         )
 
     async def __aenter__(self) -> Client:
@@ -244,11 +259,15 @@ class Client:
 
     async def follow(self, path: str, cell_id: str = "") -> AsyncIterator[StreamEvent | None]:
         """Like `subscribe`, but for ever: None marks each new subscription, after which to list again."""
-        forever = tenacity.AsyncRetrying(retry=tenacity.retry_if_exception_type(_ENDINGS), wait=_PAUSE, reraise=True)
-        async for attempt in forever:
-            with attempt:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
                 async for event in self.subscribe(path, cell_id):
+                    pause = _FIRST_PAUSE
                     yield event
+            except _ENDINGS:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     # plumbing
 
@@ -298,7 +317,7 @@ class Client:
             message = response.FromString(answer.content)
         except DecodeError as problem:
             raise NoAnswer(f"{self.target.url}{path} answered something else than {response.__name__}") from problem
-        if message.HasField("error"):
-            error = message.error  # type: ignore[attr-defined]
+        error = getattr(message, "error", None)  # the answer to a ping has no such field
+        if error is not None and message.HasField("error"):
             raise Failed(error.type, error.message)
         return message

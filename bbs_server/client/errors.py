@@ -67,7 +67,8 @@ def explain(problem: Exception, url: str) -> ClientError:
 
 def _tls_cause(problem: BaseException | None) -> ssl.SSLError | None:
     while problem is not None:
-        if isinstance(problem, ssl.SSLError):
+        # An end in the middle of the handshake comes from a server that goes, or from a proxy without one.
+        if isinstance(problem, ssl.SSLError) and not isinstance(problem, ssl.SSLEOFError):
             return problem
         problem = problem.__cause__ or problem.__context__
     return None

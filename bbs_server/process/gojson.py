@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bbs_server.process.durations import parse_duration
+from bbs_server.process.durations import format_duration, parse_duration
 
 C = TypeVar("C")
 
@@ -270,3 +270,20 @@ def documented(config: type[Any]) -> Iterator[Key]:
             continue
         for inner in documented(type(row.default)):
             yield dataclasses.replace(inner, name=f"{row.name}.{inner.name}")
+
+
+def markdown(config: type[Any]) -> str:
+    """The table of all keys for the README."""
+    lines = ["| Key | Default | Meaning |", "| --- | --- | --- |"]
+    for row in documented(config):
+        meaning = "; ".join(filter(None, (row.meaning, row.use.value)))
+        lines.append(f"| `{row.name}` | {_shown(row)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(row: Key) -> str:
+    if row.kind in (Kind.DURATION, Kind.NANOSECONDS) and row.default:
+        return f"`{format_duration(row.default)}`"
+    if isinstance(row.default, bool):
+        return f"`{str(row.default).lower()}`"
+    return f"`{row.default}`" if row.default else ("`0`" if row.default == 0 else "")

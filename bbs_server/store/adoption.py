@@ -69,7 +69,12 @@ Fingerprint = tuple[int, int, int]
 
 async def begin(connection: asyncpg.Connection[Any], versions: Mapping[str, Versions]) -> dict[str, Fingerprint]:
     """Take the snapshot to compare with; no batch may be on its way. Returns what memory expects it to hold."""
-    await connection.execute(_SNAPSHOT)
+    try:
+        await connection.execute(_SNAPSHOT)
+    except BaseException:
+        # It may hold an old snapshot now, and must not be used again.
+        connection.terminate()
+        raise
     return {table: known.fingerprint for table, known in versions.items()}
 
 

@@ -10,6 +10,7 @@ import configparser
 import getpass
 import os
 import ssl
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ _OUR_KEYS = frozenset(
 )
 """Keys that are not sent to the server as run-time parameters."""
 
-_SOCKET_FOLDERS = ("/var/run/postgresql", "/private/tmp", "/tmp")
+_SOCKET_FOLDERS = ("/var/run/postgresql", tempfile.gettempdir())
 _SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 
 

@@ -9,8 +9,8 @@ from bbs_server.core.errors import INVALID_REQUEST, RESOURCE_EXISTS, Error, Erro
 UNIQUE_VIOLATION = "23505"
 STRING_TOO_LONG = "22001"
 UNDEFINED_TABLE = "42P01"
-INCOMPLETE_BATCH = "22012"
-"""Division by zero: how a batch statement says that a row it must hit is gone (batch_*.sql)."""
+STALE_BATCH = "22012"
+"""Division by zero: how a `batch` statement says that a row is not the version it must hit."""
 
 CONNECTION_LOST = unknown("unexpected EOF")
 
@@ -23,7 +23,11 @@ DATABASE_FAILURES = (
 )
 """Whatever the driver raises when the database or the connection fails."""
 
-_BY_SQLSTATE = {UNIQUE_VIOLATION: RESOURCE_EXISTS, STRING_TOO_LONG: INVALID_REQUEST}
+_BY_SQLSTATE = {
+    UNIQUE_VIOLATION: RESOURCE_EXISTS,
+    STRING_TOO_LONG: INVALID_REQUEST,
+    STALE_BATCH: unknown("ERROR: could not serialize access due to concurrent update (SQLSTATE 40001)"),
+}
 
 
 class StartFailure(Exception):
@@ -72,6 +76,11 @@ def is_connection_loss(problem: BaseException) -> bool:
         problem,
         OSError | EOFError | asyncpg.PostgresConnectionError | asyncpg.InternalClientError,
     ) or (isinstance(problem, asyncpg.InterfaceError) and not isinstance(problem, asyncpg.DataError))
+
+
+def is_stale(problem: BaseException) -> bool:
+    """Whether a batch failed only because a row was not the version that memory knew."""
+    return getattr(problem, "sqlstate", None) == STALE_BATCH
 
 
 def client_error(problem: BaseException) -> Error:

@@ -15,7 +15,7 @@ from typing import Any
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import DecodeError, Message
 
-from bbs_server.core.records import ActualLRP, DesiredLRP, Domain, Task
+from bbs_server.core.records import NULL_TAGS, ActualLRP, DesiredLRP, Domain, Task
 from bbs_server.store import json_columns
 from bbs_server.store.sealing import Keys, Undecodable
 
@@ -215,7 +215,7 @@ def _decode_actual_lrp(row: Row, keys: Keys) -> ActualLRP:
         # Empty or NULL means an empty value in these three (actual-lrps.md 1.3).
         net = _model(net_info, keys, models.ActualLRPNetInfo) if net_info else b""
         hostnames = _json(routes, keys, json_columns.read_internal_routes) if routes else ()
-        metric_tags = _json(tags, keys, json_columns.read_tags) if tags else ()
+        metric_tags = _json(tags, keys, json_columns.read_tags) if tags else (NULL_TAGS if tags is None else ())
     except Undecodable as problem:
         broken = str(problem)
     return ActualLRP(

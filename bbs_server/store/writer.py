@@ -27,12 +27,12 @@ from bbs_server.core.state import State
 from bbs_server.store.adoption import adopt, adopt_keys, begin, compare
 from bbs_server.store.conninfo import ConnectionSettings
 from bbs_server.store.epoch import keep_epoch
-from bbs_server.store.errors import DATABASE_FAILURES, Deposed, client_error, driver_text, is_connection_loss
+from bbs_server.store.errors import DATABASE_FAILURES, Deposed, client_error, driver_text, is_connection_loss, is_stale
 from bbs_server.store.journal import Batch, Entry, SharedFuture, Versions
 from bbs_server.store.log import Log
 from bbs_server.store.rows import MAPPINGS
 from bbs_server.store.sealing import Keys
-from bbs_server.store.session import Group, Session, close, connect, find
+from bbs_server.store.session import Found, Group, Session, close, connect, find
 from bbs_server.store.statistics import Statistics
 
 Dispatch = Callable[[Outcome], Awaitable[Error | None] | None]
@@ -46,7 +46,7 @@ _CONNECT_LIMIT = 5.0
 """s for one attempt to reconnect; callers wait for the first attempt only."""
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """s between attempts to reconnect; the last one repeats."""
-_TRIES = 3
+_TRIES = 10
 """How often a command runs whose rows keep changing in the database."""
 _CLOSED = unknown("sql: database is closed")
 
@@ -337,10 +337,10 @@ class Writer:
     # Trouble
 
     def _undo(self, batches: Iterable[Batch | None]) -> list[Entry]:
-        """Take back what these batches, in commit order, did to memory, and wake their callers."""
+        """Take back what these batches, in commit order, did to memory. Returns their entries."""
         present = [batch for batch in batches if batch is not None]
         entries = [entry for batch in present for entry in batch.entries]
-        pass
+        self.state.undo([change for entry in entries for change in entry.changes])
         self._flying = self._forming = None
         for batch in present:
             batch.failed = True
@@ -372,7 +372,7 @@ class Writer:
         except Exception as trouble:
             await self._recover(None, trouble, waiting)
             return
-        if len(changing) == 1 and not adopted:
+        if len(changing) == 1 and not adopted and not is_stale(problem):
             # It alone can be meant, and running it again would only fail again.
             culprits = [single for single in waiting if single.entries == changing]
             self._fail(culprits, client_error(problem))
@@ -403,7 +403,7 @@ class Writer:
                     except Exception as trouble:
                         await self._recover(None, trouble, waiting[number:])
                         return
-                    if not adopted or attempt == _TRIES:
+                    if attempt == _TRIES or not (adopted or is_stale(problem)):
                         self._fail((batch,), client_error(problem))
                         break
                 else:
@@ -479,16 +479,16 @@ class Writer:
 
         Memory takes over the rows in any case.
         """
-        seen = []
+        rows: list[tuple[str, Any, Found | None]] = []
         for table, changes in batch.changes.items():
-            versions = self.versions[table].by_key
             keys = [key for key, (before, after) in changes.items() if before is not None or after is not None]
             found = await find(self._session.connection, table, keys, self.keys)
-            for key in keys:
-                now = found[key].version if key in found else None
-                seen.append(now != versions.get(key))
-                adopt(self.state, self.versions, table, key, found.get(key))
-        return bool(seen) and all(seen)
+            rows += ((table, key, found.get(key)) for key in keys)
+        # Only now that all are known: what is adopted counts as known, should this have to be done again.
+        changed = [self.versions[table].by_key.get(key) != (row.version if row else None) for table, key, row in rows]
+        for table, key, row in rows:
+            adopt(self.state, self.versions, table, key, row)
+        return bool(changed) and all(changed)
 
     def _dispatch_late(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:

@@ -298,8 +298,12 @@ class Connection:
         """A bulk body, never more of it in memory than a slice and what the socket has not taken yet."""
         channel = self._channel
         channel.send(head)
+        deadline = time.perf_counter() + answers.TURN
         for piece in pieces:
             await channel.drain()
+            if time.perf_counter() > deadline:  # a fast reader never makes `drain` wait
+                await asyncio.sleep(0)
+                deadline = time.perf_counter() + answers.TURN
             channel.send(piece)
         await channel.drain()
 

@@ -79,7 +79,7 @@ async def test_a_held_lock_is_waited_for(locket_double, lock, logged, pauses) ->
     pauses.go_on()
     await soon(acquiring)
     assert logged.actions()[-1] == "acquired-lock"
-    assert pauses.seconds == [5.0, 5.0]
+    assert pauses.seconds == [STANDBY_INTERVAL, STANDBY_INTERVAL]
     assert locket_double.resources["bbs"].owner == "me"
 
 

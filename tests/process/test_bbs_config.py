@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bbs_server.process.config import BadConfig, BBSConfig
 from bbs_server.process.durations import format_duration, parse_duration
-from bbs_server.process.gojson import Kind, Use, documented, keys, parse_config, read_config
+from bbs_server.process.gojson import Kind, Use, documented, keys, markdown, parse_config, read_config
 
 KEYS_OF_THE_REFERENCE = {
     "access_log_path",
@@ -262,3 +262,12 @@ def test_no_file_breaks_the_decoder(content: bytes) -> None:
     except BadConfig as refusal:
         refused = str(refusal)
     assert refused or config.health_check_failure_threshold == 3
+
+
+def test_the_table_for_the_readme() -> None:
+    lines = markdown(BBSConfig).splitlines()
+    assert "| `health_check_timeout` | `5s` | limit of one attempt; 0: 5 s |" in lines
+    assert "| `advertise_url` |  | accepted, meaningless here |" in lines
+    assert "| `loggregator.BatchFlushInterval` | `100ms` | longest wait of an envelope |" in lines
+    assert "| `require_ssl` | `false` | the API is always mutual TLS; accepted, meaningless here |" in lines
+    assert len(lines) == 2 + len(list(documented(BBSConfig)))

@@ -256,3 +256,34 @@ async def test_requests_wait_for_nothing_when_the_process_drains(servers: Any) -
         # The stream is ended in order: no error while it is read to its end.
         assert await stream.aread() == b""
         assert await stopping == 0
+
+
+async def test_a_request_in_flight_is_finished_before_the_end(servers: Any, postgres_url: str) -> None:
+    program = await servers()
+    await program.logged("bbs.started")
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("BEGIN")
+    await connection.execute("LOCK TABLE domains")
+    async with program.client() as client:
+        content = models.UpsertDomainRequest(domain="late", ttl=0).SerializeToString()
+        request = asyncio.create_task(client.post("/v1/domains/upsert", content=content))
+        await _blocked(postgres_url)
+        program.process.send_signal(signal.SIGTERM)
+        await program.logged("bbs.converger.done")
+        program.process.send_signal(signal.SIGTERM)  # a second one changes nothing
+        assert not request.done()
+        await connection.execute("COMMIT")
+        answer = await request
+    assert (answer.status_code, answer.content, answer.headers["connection"]) == (200, b"", "close")
+    assert await program.ended() == 0
+    assert await connection.fetchval("SELECT domain FROM domains") == "late"
+    await connection.close()
+
+
+async def _blocked(postgres_url: str) -> None:
+    """Until somebody waits for a lock."""
+    connection = await asyncpg.connect(postgres_url)
+    async with asyncio.timeout(20):
+        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.02)
+    await connection.close()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,7 +20,8 @@ from bbs_server.process.health import BadAddress, health_server, resolved
 from bbs_server.process.lager import Level, Sink
 from bbs_server.process.metrics import NO_LRPS, Figures
 from bbs_server.process.plain_http import ListenFailed, PlainServer
-from bbs_server.process.prometheus import Prometheus
+from bbs_server.process.prometheus import GAUGES, Prometheus
+from bbs_server.store.statistics import Statistics
 
 
 @asynccontextmanager
@@ -125,3 +129,15 @@ async def test_prometheus() -> None:
         'bbs_cell_tasks_total{cell_id="c1",what="started"} 1.0',
     ):
         assert line in text
+
+
+def test_the_dashboard_shows_only_what_is_exported() -> None:
+    dashboard = json.loads((Path(__file__).parents[2] / "scripts" / "grafana-dashboard.json").read_text())
+    expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
+    wanted = set(re.findall(r"\b(?:bbs|process)_\w+", expressions))
+    prometheus = Prometheus(Figures(database=Statistics(), cell_tasks={"c": {"started": 1}}))
+    prometheus.timed("Tasks", 1)
+    exported = {sample.name for family in prometheus.registry.collect() for sample in family.samples}
+    assert wanted
+    assert wanted <= exported
+    assert set(GAUGES) <= wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,17 +69,23 @@ async def open_writer(url: str, label: str = "key1", passphrases: Mapping[str, s
 
 
 @pytest.fixture
-async def open_store(postgres_url: str) -> AsyncIterator[Open]:
-    """Opens writers on the test's database, with `open_writer`'s settings, and closes them at the end."""
+async def open_at() -> AsyncIterator[Open]:
+    """Opens writers on any database, with `open_writer`'s settings, and closes them at the end."""
     opened: list[Opened] = []
 
-    async def open_one(**settings: Any) -> Opened:
-        opened.append(await open_writer(postgres_url, **settings))
+    async def open_one(url: str, **settings: Any) -> Opened:
+        opened.append(await open_writer(url, **settings))
         return opened[-1]
 
     yield open_one
     for one in opened:
         await one.close()
+
+
+@pytest.fixture
+async def open_store(open_at: Open, postgres_url: str) -> Open:
+    """Opens writers on the test's own database."""
+    return functools.partial(open_at, postgres_url)
 
 
 @pytest.fixture

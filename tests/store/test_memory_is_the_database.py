@@ -155,7 +155,7 @@ async def holds(opened: Any, psql: asyncpg.Connection[Any]) -> None:
         assert opened.writer.versions[name].by_key == versions[name].by_key
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rounds=st.lists(st.lists(STEPS, max_size=6), max_size=4))
 async def test_memory_is_the_database(
     open_store: Any, psql: asyncpg.Connection[Any], once: dict[str, Any], rounds: list[list[Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -16,6 +17,7 @@ from bbs_server.core.errors import RESOURCE_EXISTS, RESOURCE_NOT_FOUND, Error, E
 from bbs_server.core.outcome import Outcome
 from bbs_server.core.records import ActualLRP, DesiredLRP, Domain, MetricTag, Task
 from bbs_server.core.state import State
+from bbs_server.dev.postgres import EmbeddedPostgres
 from bbs_server.store.loading import load
 from bbs_server.store.sealing import Keys
 
@@ -499,12 +501,13 @@ async def test_thousands_of_instances_in_one_command(open_store: Open, psql: asy
 
 async def test_broken_row_is_written_whole(open_store: Open, psql: asyncpg.Connection[Any]) -> None:
     opened = await open_store()
-    await opened.writer.write(put, [LRP, DESIRED])
+    bare = replace(LRP, index=1, metric_tags=())
+    await opened.writer.write(put, [LRP, DESIRED, bare])
     await psql.execute("UPDATE actual_lrps SET metric_tags = 'garbage'")
     await psql.execute(
         "UPDATE desired_lrps SET routes = '02', run_info = 'xy', annotation = NULL, placement_tags = '['"
     )
-    assert await opened.writer.adopt_foreign_changes() == 2
+    assert await opened.writer.adopt_foreign_changes() == 3
     assert opened.writer.state.actual_lrps.get(("p", 0, 0)).broken == "Unknown encoding: [103 97]"
     assert opened.writer.state.desired_lrps.get("p").broken == {
         "routes": "sealed value is too short",
@@ -512,9 +515,10 @@ async def test_broken_row_is_written_whole(open_store: Open, psql: asyncpg.Conne
         "placement_tags": "unexpected end of JSON input",
         "annotation": 'sql: Scan error on column index 3, name "annotation": converting NULL to string is unsupported',
     }
-    await opened.writer.write(put, [LRP, DESIRED])
+    await opened.writer.write(put, [LRP, DESIRED, bare])
     await assert_same_as_database(opened, psql)
     assert opened.writer.state.actual_lrps.get(("p", 0, 0)) == LRP
+    assert opened.writer.state.actual_lrps.get(("p", 1, 0)) == bare
     assert await opened.writer.adopt_foreign_changes() == 0
 
 
@@ -546,3 +550,54 @@ async def test_at_most_five_connections(open_store: Open, psql: asyncpg.Connecti
     assert 4 <= most <= 5
     assert opened.database.statistics.open_connections == 4
     await lock.release()
+
+
+async def test_database_stopped_and_started_again(tmp_path: Path, open_at: Open) -> None:
+    server = EmbeddedPostgres(tmp_path, settings={"fsync": "off"})
+    server.start()
+    try:
+        opened = await open_at(server.url())
+        await opened.writer.write(insert, task())
+        server.stop()
+        text = f"(127.0.0.1): dial error: dial tcp 127.0.0.1:{server.port}: connect: connection refused"
+        async with asyncio.timeout(5):
+            while not all(error and text in error.message for error in await errors_of_both(opened)):
+                await asyncio.sleep(0.01)
+        with pytest.raises(Refused):
+            await asyncio.wait_for(opened.writer.adopt_foreign_changes(), 1)
+        server.start()
+        await eventually(lambda: opened.writer.write(finish, "t"))
+        assert (await opened.writer.read(listed, "t")).task.result == "x"
+        assert await opened.writer.adopt_foreign_changes() == 0
+        assert opened.database.statistics.open_connections == 2
+    finally:
+        server.stop()
+
+
+async def test_comparing_all_the_time_beside_writes(open_store: Open, psql: asyncpg.Connection[Any]) -> None:
+    """Comparisons neither undo nor delay what is written meanwhile, and see what somebody else does."""
+    opened = await open_store()
+    await opened.writer.write(put, [task(f"t{n}") for n in range(50)])
+    stop = False
+
+    async def compare() -> int:
+        adopted = 0
+        while not stop:
+            adopted += await opened.writer.adopt_foreign_changes()
+        return adopted
+
+    async def work(number: int) -> None:
+        for _ in range(100):
+            await opened.writer.write(finish, f"t{number}")
+
+    comparing = asyncio.create_task(compare())
+    working = asyncio.gather(*(work(number) for number in range(40)))
+    for number in range(20):
+        await psql.execute("UPDATE tasks SET domain = $1 WHERE guid IN ('t45', 't46')", f"d{number}")
+        await psql.execute(FOREIGN_TASK, f"foreign{number}")
+    await working
+    stop = True
+    assert await comparing + await opened.writer.adopt_foreign_changes() >= 22
+    assert {len(opened.writer.state.tasks.get(f"t{n}").result) for n in range(40)} == {100}
+    assert opened.writer.state.tasks.get("t45").domain == "d19"
+    await assert_same_as_database(opened, psql)

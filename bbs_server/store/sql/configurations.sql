@@ -25,4 +25,6 @@ WHERE c.relkind = 'r' AND c.relname = $1 AND pg_table_is_visible(c.oid)
 -- name: writer_session
 SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
   set_config('enable_mergejoin', 'off', false), set_config('enable_bitmapscan', 'off', false),
-  set_config('plan_cache_mode', 'force_generic_plan', false), set_config('jit', 'off', false)
+  set_config('plan_cache_mode', 'force_generic_plan', false), set_config('jit', 'off', false),
+  -- A writer that stands still in the middle of a transaction must not keep the next one from raising the epoch.
+  set_config('idle_in_transaction_session_timeout', '3s', false)
