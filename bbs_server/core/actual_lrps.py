@@ -31,7 +31,7 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core import actual_lrp_checks as checks
 from bbs_server.core import desired_lrp_forms as forms
-from bbs_server.core import instances, json_columns, lrp_events, maps
+from bbs_server.core import instances, json_columns, lrp_events, maps, sharing
 from bbs_server.core.context import Context
 from bbs_server.core.encoding import Answer, Elements, encode
 from bbs_server.core.errors import (
@@ -42,6 +42,7 @@ from bbs_server.core.errors import (
     Error,
     Refused,
 )
+from bbs_server.core.go_json import text
 from bbs_server.core.instances import InstanceKey, Report
 from bbs_server.core.outcome import AuctionLRPs, Command, Outcome, Retire
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, Presence
@@ -283,17 +284,16 @@ def report(
 
 
 def _sent_routes(request: Any) -> tuple[str, ...] | None:
-    return tuple([json_columns.text(route.hostname) for route in request.actual_lrp_internal_routes]) or None
+    return tuple([text(route.hostname) for route in request.actual_lrp_internal_routes]) or None
 
 
 def _sent_tags(request: Any) -> tuple[tuple[str, str], ...] | None:
     if not request.metric_tags:
         return None
-    text = json_columns.text
     if maps.has_odd_keys(request, "metric_tags"):
         odd = maps.entries(request, "metric_tags")
-        return json_columns.by_name((text(name), text(value)) for name, value in odd)
-    return tuple(sorted([(text(name), text(value)) for name, value in request.metric_tags.items()]))
+        return json_columns.by_name([sharing.tag(text(name), text(value)) for name, value in odd])
+    return tuple(sorted([sharing.tag(text(name), text(value)) for name, value in request.metric_tags.items()]))
 
 
 def _says_nothing_new(row: ActualLRP, reported: Report) -> bool:

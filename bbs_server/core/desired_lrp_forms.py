@@ -1,24 +1,25 @@
 """Desired LRPs between messages and records: made from a request, shown in the forms that clients ask for.
 
-Each form is encoded at most once per record, on first use, and kept in `record.caches`; a list answer is
+Each form is encoded at most once per record, on first use, and kept by the record; a list answer is
 these pieces one after the other. A record that a form cannot show is an empty piece (desired-lrps.md 3.4).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 
-from bbs_server.core import json_columns, maps
+from bbs_server.core import json_columns, maps, sharing
 from bbs_server.core.downgrades import down_convert_desired_lrp_v2, populate_metrics_guid
 from bbs_server.core.encoding import element, encode, field
 from bbs_server.core.errors import DESERIALIZE, INVALID_REQUEST, Error, ErrorType, Refused, unknown
-from bbs_server.core.json_columns import MetricTags, NotJSON, Routes
+from bbs_server.core.go_json import NotJSON, text
+from bbs_server.core.json_columns import MetricTags, Routes
 from bbs_server.core.outcome import LRPStart
 from bbs_server.core.records import DesiredLRP, MetricTag
 from bbs_server.core.texts import column
@@ -52,21 +53,21 @@ def record(lrp: models.DesiredLRP, epoch: str, created_at: int) -> DesiredLRP:
         column(name)
     column(rootfs, ROOTFS_LIMIT)
     return DesiredLRP(
-        process_guid=process_guid,
-        domain=domain,
-        log_guid=log_guid,
+        process_guid=intern(process_guid),
+        domain=intern(domain),
+        log_guid=intern(log_guid),
         annotation=annotation,
         instances=lrp.instances,
         memory_mb=lrp.memory_mb,
         disk_mb=lrp.disk_mb,
         max_pids=lrp.max_pids,
-        rootfs=rootfs,
+        rootfs=intern(rootfs),
         update_strategy=int(lrp.update_strategy),
         tag_epoch=epoch,
         tag_index=0,
         routes=routes_,
         metric_tags=tags,
-        placement_tags=tuple(json_columns.text(tag) for tag in lrp.PlacementTags) or None,
+        placement_tags=tuple(text(tag) for tag in lrp.PlacementTags) or None,
         volume_placement=_volume_placement(lrp),
         run_info=_run_info(lrp, created_at),
     )
@@ -76,7 +77,7 @@ def routes(message: models.ProtoRoutes) -> Routes:
     """Routes as they are stored. Raises Refused if a value is not JSON (desired-lrps.md 3.1)."""
     try:
         return json_columns.by_name(
-            (json_columns.text(name), json_columns.normalised(value)) for name, value in sent_routes(message)
+            (text(name), json_columns.normalised(value)) for name, value in sent_routes(message)
         )
     except NotJSON:
         raise Refused(INVALID_REQUEST) from None
@@ -89,17 +90,15 @@ def sent_routes(message: models.ProtoRoutes) -> Iterable[tuple[str | bytes, byte
     return message.routes.items()
 
 
-def sent_metric_tags(message: models.DesiredLRP | models.DesiredLRPUpdate) -> MetricTags:
+def sent_metric_tags(message: models.DesiredLRP | models.DesiredLRPUpdate | models.DesiredLRPRunInfo) -> MetricTags:
     """Metric tags as a request gives them, sorted by name, unknown `dynamic` numbers included."""
     found: Iterable[tuple[str | bytes, models.MetricTagValue]] = (
         [(name, models.MetricTagValue.FromString(value)) for name, value in maps.entries(message, "metric_tags")]
         if maps.has_odd_keys(message, "metric_tags")
         else message.metric_tags.items()
     )
-    # Tag names are much the same in all LRPs, so each is kept once.
     return json_columns.by_name(
-        (sys.intern(json_columns.text(name)), MetricTag(json_columns.text(tag.static), int(tag.dynamic)))
-        for name, tag in found
+        [sharing.metric_tag(text(name), text(tag.static), int(tag.dynamic)) for name, tag in found]
     )
 
 
@@ -107,8 +106,8 @@ def metric_tags(message: models.DesiredLRP | models.DesiredLRPUpdate) -> MetricT
     """Metric tags as they are stored and read back: an unknown `dynamic` number becomes 0."""
     return (
         tuple(
-            (name, tag if tag.dynamic in json_columns.DYNAMIC_NAMES else MetricTag(tag.static))
-            for name, tag in sent_metric_tags(message)
+            pair if pair[1].dynamic in (0, *json_columns.DYNAMIC_NAMES) else (pair[0], MetricTag(pair[1].static))
+            for pair in sent_metric_tags(message)
         )
         or None
     )
@@ -256,15 +255,16 @@ class Form:
     """A way to show a record: the columns it reads, in the order in which a fault counts, and its encoding."""
 
     name: str
+    """The attribute of the record that keeps it."""
     columns: tuple[str, ...]
     encode: Callable[[DesiredLRP], bytes]
 
     def piece(self, record: DesiredLRP) -> bytes:
         """The record as one element of a list answer; empty if a column that the form reads is broken."""
-        found: bytes | None = record.caches.get(self.name)
+        found: bytes | None = getattr(record, self.name)
         if found is None:
             found = b"" if unreadable(record, self) else self.encode(record)
-            record.caches[self.name] = found
+            record.keep(self.name, found)
         return found
 
 
@@ -314,7 +314,7 @@ def start_request(record: DesiredLRP, indices: tuple[int, ...], from_definition:
     drivers: tuple[str, ...] = ()
     if record.volume_placement:
         names = models.VolumePlacement.FromString(record.volume_placement).driver_names
-        drivers = tuple(json_columns.text(name) for name in names)
+        drivers = tuple(text(name) for name in names)
     return LRPStart(
         process_guid=record.process_guid,
         domain=record.domain,

@@ -27,7 +27,8 @@ from bbs_server.core.definitions import check_desired_lrp
 from bbs_server.core.desired_lrp_forms import INTERNAL_ROUTER, Form, message
 from bbs_server.core.encoding import Answer, Elements
 from bbs_server.core.errors import RESOURCE_EXISTS, RESOURCE_NOT_FOUND, Refused
-from bbs_server.core.json_columns import MetricTags, NotJSON
+from bbs_server.core.go_json import NotJSON
+from bbs_server.core.json_columns import MetricTags
 from bbs_server.core.outcome import AuctionLRPs, Call, Event, Hub, Outcome, StopInstance, UpdateInstance
 from bbs_server.core.problems import invalid
 from bbs_server.core.records import CLAIMED, RUNNING, ActualLRP, DesiredLRP, Presence, replace

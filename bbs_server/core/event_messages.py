@@ -37,13 +37,8 @@ def payload(event: Event, revision: Revision) -> bytes:
 
 def _desired(record: DesiredLRP, revision: Revision) -> bytes:
     """Unlike lists, events do not fill in `metrics_guid` (events.md section 5)."""
-    name = f"event_{revision.value}"
-    found: bytes | None = record.caches.get(name)
-    if found is None:
-        lrp = forms.message(record)
-        found = encode(lrp if revision is Revision.R1 else down_convert_desired_lrp_v0(lrp))
-        record.caches[name] = found
-    return found
+    lrp = forms.message(record)
+    return encode(lrp if revision is Revision.R1 else down_convert_desired_lrp_v0(lrp))
 
 
 def _task(task: Task, revision: Revision, number: int) -> bytes:

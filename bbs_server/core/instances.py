@@ -30,7 +30,7 @@ from bbs_server.core.errors import (
 from bbs_server.core.outcome import Event
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, Presence, replace
 from bbs_server.core.state import State
-from bbs_server.core.texts import column, lookup, truncate
+from bbs_server.core.texts import lookup, name, truncate
 
 
 class By(Enum):
@@ -162,20 +162,20 @@ def create_running(state: State, report: Report, presence: Presence, context: Co
     """Insert a RUNNING row with everything a cell reports. Raises Refused for unstorable text."""
     guid, cell = report.instance_key
     row = ActualLRP(
-        process_guid=column(report.process_guid),
+        process_guid=name(report.process_guid),
         index=report.index,
-        domain=column(report.domain),
+        domain=name(report.domain),
         presence=presence,
         state=RUNNING,
         since=context.now,
         tag_epoch=context.new_guid(),
-        instance_guid=column(guid),
-        cell_id=column(cell),
+        instance_guid=name(guid),
+        cell_id=name(cell),
         net_info=report.net_info,
         internal_routes=report.internal_routes,
         metric_tags=report.metric_tags,
         routable=report.routable,
-        availability_zone=column(report.availability_zone),
+        availability_zone=name(report.availability_zone),
     )
     state.actual_lrps.put(row)
     return row
@@ -221,8 +221,8 @@ def claim(state: State, row: ActualLRP, key: InstanceKey, context: Context) -> A
         replace(
             row,
             state=CLAIMED,
-            instance_guid=column(key[0]),
-            cell_id=column(key[1]),
+            instance_guid=name(key[0]),
+            cell_id=name(key[1]),
             placement_error="",
             net_info=b"",
             since=context.now,
@@ -239,15 +239,15 @@ def start(state: State, row: ActualLRP, report: Report, context: Context) -> Act
         replace(
             row,
             state=RUNNING,
-            instance_guid=column(guid),
-            cell_id=column(cell),
+            instance_guid=name(guid),
+            cell_id=name(cell),
             placement_error="",
             since=context.now,
             net_info=report.net_info,
             internal_routes=report.internal_routes,
             metric_tags=report.metric_tags,
             routable=report.routable,
-            availability_zone=column(report.availability_zone),
+            availability_zone=name(report.availability_zone),
             tag_index=row.tag_index + 1,
         ),
     )
@@ -350,9 +350,9 @@ def evacuate(state: State, report: Report, context: Context) -> ActualLRP:
         state,
         replace(
             row,
-            domain=column(report.domain),
-            instance_guid=column(guid),
-            cell_id=column(cell),
+            domain=name(report.domain),
+            instance_guid=name(guid),
+            cell_id=name(cell),
             net_info=report.net_info,
             internal_routes=report.internal_routes,
             metric_tags=report.metric_tags,

@@ -1,55 +1,45 @@
-"""The JSON columns of `desired_lrps`, spelled as the reference spells them (storage.md 5.3).
+"""The JSON columns, spelled as the reference spells them (storage.md 5.3).
 
-Compact, names sorted, and `<`, `>`, `&`, U+2028 and U+2029 escaped. Values of routes are kept as text:
-number spelling, key order and duplicate keys inside a value survive (desired-lrps.md 3.1).
+Compact and names sorted, by the rules of `go_json`. Values of routes are kept as text: number spelling, key
+order and duplicate keys inside a value survive (desired-lrps.md 3.1).
 
-`dump_*` make the text of a column, `load_*` read any JSON spelling of it. `load_*` raise ValueError with
-the reason when the text is not what the column holds.
+`dump_*` make the content of a column, `load_*` read any JSON spelling of it; None is JSON null, and differs
+from empty. Sealed columns are bytes and may hold invalid UTF-8, inside strings; `placement_tags` is text.
+`load_*` raise NotJSON with the reason when the content is not what the column holds.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring
 from typing import Any, TypeVar
 
+from bbs_server.core import go_json, sharing
+from bbs_server.core.go_json import DECODER, NotJSON, escaped, kind, parse, text
 from bbs_server.core.records import MetricTag
 
 Routes = tuple[tuple[str, bytes], ...]
 MetricTags = tuple[tuple[str, MetricTag], ...]
+Tags = tuple[tuple[str, str], ...]
 V = TypeVar("V")
 
 DYNAMIC_NAMES: Mapping[int, str] = {1: "INDEX", 2: "INSTANCE_GUID"}
 _DYNAMIC_NUMBERS = {name: number for number, name in DYNAMIC_NAMES.items()}
 
-_ESCAPES = (
-    (b"<", b"\\u003c"),
-    (b">", b"\\u003e"),
-    (b"&", b"\\u0026"),
-    (b"\xe2\x80\xa8", b"\\u2028"),
-    (b"\xe2\x80\xa9", b"\\u2029"),
-)
+_NULL = b"null"
 _STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]++|\\.)*+")|[ \t\r\n]++')
 _SPACE = re.compile(rb"[ \t\r\n]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
-
-
-class NotJSON(ValueError):
-    """A text that is not valid JSON, or not of the expected shape."""
-
-
-def text(value: str | bytes) -> str:
-    """A string as JSON carries it: each byte that is not part of valid UTF-8 becomes U+FFFD (wire.md 6)."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="surrogateescape")
-    return _SURROGATE.sub("\ufffd", value)
 
 
 def by_name(members: Iterable[tuple[str, V]]) -> tuple[tuple[str, V], ...]:
     """Members sorted by name, the last one of each name."""
-    return tuple(sorted(dict(members).items(), key=lambda member: member[0]))
+    last = {member[0]: member for member in members}
+    return tuple([last[name] for name in sorted(last)])
+
+
+# -- routes ------------------------------------------------------------------------------
 
 
 def normalised(value: bytes) -> bytes:
@@ -58,159 +48,38 @@ def normalised(value: bytes) -> bytes:
     Bytes inside strings need not be valid UTF-8 and are kept. Values nested deeper than the
     interpreter's recursion limit count as not valid.
     """
-    _check(value)
+    parse(value.decode("latin-1"))  # Keeps every byte, valid UTF-8 or not.
     if _SPACE.search(value):
         value = _STRING_OR_SPACE.sub(rb"\1", value)
-    return _escaped(value)
+    return _bytes(escaped(_source(value)))
 
 
 def dump_routes(routes: Routes | None) -> bytes:
-    return b"null" if routes is None else _object((name, value) for name, value in routes)
-
-
-def dump_metric_tags(tags: MetricTags | None) -> bytes:
-    return b"null" if tags is None else _object((name, _dump_metric_tag(tag)) for name, tag in tags)
-
-
-def dump_placement_tags(tags: tuple[str, ...] | None) -> str:
-    """This column is not sealed, so it is text."""
-    return "null" if tags is None else "[" + ",".join(_string(tag).decode() for tag in tags) + "]"
+    """desired_lrps.routes"""
+    if routes is None:
+        return _NULL
+    return b"{" + b",".join([go_json.string(name).encode() + b":" + value for name, value in routes]) + b"}"
 
 
 def load_routes(data: bytes) -> Routes | None:
-    values = _raw_members(data)
-    if values is None:
+    """Values as they are written, white space inside them included."""
+    if data == _NULL:
         return None
-    return by_name((text(name), value.encode(errors="surrogateescape")) for name, value in values.items())
-
-
-def load_metric_tags(data: bytes) -> MetricTags | None:
-    tags = _parse(data)
-    if tags is None:
+    source = _source(data)
+    if _object(source) is None:
         return None
-    if not isinstance(tags, dict):
-        raise NotJSON(_mismatch(tags, "object"))
-    return by_name((text(name), _load_metric_tag(tag)) for name, tag in tags.items())
-
-
-def load_placement_tags(data: str) -> tuple[str, ...] | None:
-    tags = _parse(data.encode(errors="surrogateescape"))
-    if tags is None:
-        return None
-    if not isinstance(tags, list):
-        raise NotJSON(_mismatch(tags, "array"))
-    return tuple(_load_string(tag) for tag in tags) or None
-
-
-def load_hostnames(value: bytes) -> tuple[str, ...] | None:
-    """The hostnames of an `internal-router` value: a list of objects, other keys dropped; None for `null`.
-
-    Raises NotJSON for anything else.
-    """
-    routes = _parse(value)
-    if routes is None:
-        return None
-    if not isinstance(routes, list):
-        raise NotJSON(_mismatch(routes, "array"))
-    return tuple(_member(route, "hostname") for route in routes)
-
-
-def _dump_metric_tag(tag: MetricTag) -> bytes:
-    parts = []
-    if tag.static:
-        parts.append(b'"static":' + _string(tag.static))
-    if tag.dynamic:
-        # Quirk: an unknown number is written as an empty name and reads back as 0 (desired-lrps.md 3.2).
-        parts.append(b'"dynamic":"' + DYNAMIC_NAMES.get(tag.dynamic, "").encode() + b'"')
-    return b"{" + b",".join(parts) + b"}"
-
-
-def _load_metric_tag(value: Any) -> MetricTag:
-    return MetricTag(_member(value, "static"), _DYNAMIC_NUMBERS.get(_member(value, "dynamic"), 0))
-
-
-def _member(value: Any, name: str) -> str:
-    """A string member of an object; names match without regard to case, absent and null are empty."""
-    if value is None:
-        return ""
-    if not isinstance(value, dict):
-        raise NotJSON(_mismatch(value, "object"))
-    found = ""
-    for key, member in value.items():
-        if key.lower() == name and member is not None:
-            found = _load_string(member)
-    return found
-
-
-def _load_string(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise NotJSON(_mismatch(value, "string"))
-    return text(value)
-
-
-def _object(members: Iterable[tuple[str, bytes]]) -> bytes:
-    return b"{" + b",".join(_string(name) + b":" + value for name, value in members) + b"}"
-
-
-def _string(value: str) -> bytes:
-    return _escaped(json.dumps(value, ensure_ascii=False).encode())
-
-
-def _escaped(value: bytes) -> bytes:
-    for character, escape in _ESCAPES:
-        value = value.replace(character, escape)
-    return value
-
-
-def _refuse(constant: str) -> Any:
-    raise NotJSON(f"invalid character '{constant[0]}' looking for beginning of value")
-
-
-def _number(spelling: str) -> float:
-    return 0.0
-
-
-# Numbers are never needed, and converting those of thousands of digits is refused by the interpreter.
-_DECODER = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)
-
-
-def _check(value: bytes) -> None:
-    """Raise NotJSON unless the bytes are JSON. Latin-1 keeps every byte, valid UTF-8 or not."""
-    _decode(value.decode("latin-1"))
-
-
-def _parse(data: bytes) -> Any:
-    return _decode(data.decode(errors="surrogateescape"))
-
-
-def _decode(source: str) -> Any:
-    try:
-        return _DECODER.decode(source)
-    except (json.JSONDecodeError, RecursionError) as problem:
-        raise NotJSON(_reason(source, problem)) from None
-
-
-def _raw_members(data: bytes) -> dict[str, str] | None:
-    """The members of a JSON object with the source text of their values; None for `null`."""
-    source = data.decode(errors="surrogateescape")
-    whole = _decode(source)
-    if whole is None:
-        return None
-    if not isinstance(whole, dict):
-        raise NotJSON(_mismatch(whole, "object"))
-    members: dict[str, str] = {}
+    # The text is known to be an object: names, colons, values and commas follow each other.
+    members: dict[str, bytes] = {}
     at = _skip(source, source.index("{") + 1)
     while source[at] != "}":
-        name, at = _DECODER.raw_decode(source, at)
+        name, at = DECODER.raw_decode(source, at)
         start = _skip(source, _skip(source, at) + 1)
-        _, end = _DECODER.raw_decode(source, start)
-        members[name] = source[start:end]
+        _, end = DECODER.raw_decode(source, start)
+        members[text(name)] = _bytes(source[start:end])
         at = _skip(source, end)
         if source[at] == ",":
             at = _skip(source, at + 1)
-    return members
+    return tuple(sorted(members.items()))
 
 
 def _skip(source: str, at: int) -> int:
@@ -219,13 +88,120 @@ def _skip(source: str, at: int) -> int:
     return found.end()
 
 
-def _reason(source: str, problem: Exception) -> str:
-    position = getattr(problem, "pos", 0)
-    if position >= len(source):
-        return "unexpected end of JSON input"
-    return f"invalid character '{text(source[position])}' in JSON input"
+def load_hostnames(data: bytes) -> tuple[str, ...] | None:
+    """The hostnames in a list of internal routes, other members of which are dropped.
+
+    Such a list is the value of `internal-router` in the routes of a desired LRP, and a column of actual LRPs.
+    """
+    routes = _array(_source(data))
+    return None if routes is None else tuple([_texts(route, "hostname")[0] for route in routes])
+
+
+def dump_hostnames(hostnames: tuple[str, ...] | None) -> bytes:
+    """actual_lrps.internal_routes"""
+    if hostnames is None:
+        return _NULL
+    routes = ",".join([f'{{"hostname":{encode_basestring(name)}}}' for name in hostnames])
+    return escaped(f"[{routes}]").encode()
+
+
+# -- tags --------------------------------------------------------------------------------
+
+
+def dump_metric_tags(tags: MetricTags | None) -> bytes:
+    """desired_lrps.metric_tags"""
+    if tags is None:
+        return _NULL
+    members = ",".join([f"{encode_basestring(name)}:{_metric_tag(tag)}" for name, tag in tags])
+    return escaped(f"{{{members}}}").encode()
+
+
+def _metric_tag(tag: MetricTag) -> str:
+    """Zero values are left out. Quirk: an unknown dynamic number is written as an empty name (desired-lrps.md 3.2)."""
+    static = f'"static":{encode_basestring(tag.static)}' if tag.static else ""
+    dynamic = f'"dynamic":"{DYNAMIC_NAMES.get(tag.dynamic, "")}"' if tag.dynamic else ""
+    return f"{{{static},{dynamic}}}" if static and dynamic else f"{{{static}{dynamic}}}"
+
+
+def load_metric_tags(data: bytes) -> MetricTags | None:
+    tags = _object(_source(data))
+    return None if tags is None else by_name([_load_metric_tag(name, tag) for name, tag in tags.items()])
+
+
+def _load_metric_tag(name: str, value: Any) -> tuple[str, MetricTag]:
+    static, dynamic = _texts(value, "static", "dynamic")
+    return sharing.metric_tag(text(name), static, _DYNAMIC_NUMBERS.get(dynamic, 0))
+
+
+def dump_tags(tags: Tags | None) -> bytes:
+    """actual_lrps.metric_tags"""
+    if tags is None:
+        return _NULL
+    members = ",".join([f"{encode_basestring(name)}:{encode_basestring(value)}" for name, value in tags])
+    return escaped(f"{{{members}}}").encode()
+
+
+def load_tags(data: bytes) -> Tags | None:
+    tags = _object(_source(data))
+    return None if tags is None else by_name([sharing.tag(text(name), _load_string(tag)) for name, tag in tags.items()])
+
+
+def dump_placement_tags(tags: tuple[str, ...] | None) -> str:
+    """This column is not sealed, so it is text."""
+    return go_json.strings(tags)
+
+
+def load_placement_tags(source: str) -> tuple[str, ...] | None:
+    tags = _array(source)
+    return None if tags is None else tuple([_load_string(tag) for tag in tags])
+
+
+# -- parts -------------------------------------------------------------------------------
+
+
+def _source(data: bytes) -> str:
+    """The text of a column, its bytes kept even where they are not UTF-8."""
+    return data.decode(errors="surrogateescape")
+
+
+def _bytes(source: str) -> bytes:
+    return source.encode(errors="surrogateescape")
+
+
+def _object(source: str) -> dict[str, Any] | None:
+    value = parse(source)
+    if value is None or isinstance(value, dict):
+        return value
+    raise NotJSON(_mismatch(value, "object"))
+
+
+def _array(source: str) -> list[Any] | None:
+    value = parse(source)
+    if value is None or isinstance(value, list):
+        return value
+    raise NotJSON(_mismatch(value, "array"))
+
+
+def _texts(value: Any, *names: str) -> list[str]:
+    """String members of an object; names match without regard to case, absent and null are empty."""
+    found = dict.fromkeys(names, "")
+    if isinstance(value, dict):
+        for key, member in value.items():
+            name = key.lower()
+            if name in found and member is not None:
+                found[name] = _load_string(member)
+    elif value is not None:
+        raise NotJSON(_mismatch(value, "object"))
+    return list(found.values())
+
+
+def _load_string(value: Any) -> str:
+    if isinstance(value, str):
+        return text(value)
+    if value is None:
+        return ""
+    raise NotJSON(_mismatch(value, "string"))
 
 
 def _mismatch(value: Any, wanted: str) -> str:
-    kinds = {dict: "object", list: "array", str: "string", bool: "bool", float: "number"}
-    return f"json: cannot unmarshal {kinds.get(type(value), 'null')} where {wanted} is expected"
+    return f"json: cannot unmarshal {kind(value)} where {wanted} is expected"

@@ -13,8 +13,9 @@ from enum import IntEnum
 from itertools import islice
 
 from bbs_server.core import desired_lrp_forms as forms
-from bbs_server.core.json_columns import MetricTags, NotJSON, load_hostnames
-from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence
+from bbs_server.core.go_json import NotJSON
+from bbs_server.core.json_columns import MetricTags, load_hostnames
+from bbs_server.core.records import CLAIMED, CRASHED, NULL_TAGS, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence
 from bbs_server.core.restarts import may_restart
 
 SECOND = 10**9
@@ -243,10 +244,9 @@ def hostnames(desired: DesiredLRP) -> tuple[str, ...] | None:
         return None
     for name, value in desired.routes or ():
         if name == forms.INTERNAL_ROUTER:
-            if "hostnames" not in desired.caches:
-                desired.caches["hostnames"] = _parsed(value)
-            found: tuple[str, ...] | None = desired.caches["hostnames"]
-            return found
+            if desired.hostnames is None:
+                desired.keep("hostnames", _parsed(value))
+            return desired.hostnames
     return ()
 
 
@@ -260,7 +260,7 @@ def _parsed(value: bytes) -> tuple[str, ...] | None:
 def _tagged(row: ActualLRP, wanted: MetricTags) -> bool:
     """Whether an instance has its metric tags. Quirk: one that was started without tags is never told any."""
     actual = row.metric_tags
-    if actual is None:
+    if actual is None or actual is NULL_TAGS:
         return True
     if len(actual) != len(wanted):
         return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 from bbs_protos import models_pb2 as models
@@ -100,6 +101,14 @@ class Task:
         return message
 
 
+class _NullTags(tuple[tuple[str, str], ...]):
+    __slots__ = ()
+
+
+NULL_TAGS = _NullTags()
+"""The metric tags of an instance whose column is NULL: equal to none, but convergence leaves them alone (A15)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ActualLRP:
     """A row of `actual_lrps`. `since` in ns since the Unix epoch.
@@ -177,6 +186,10 @@ class MetricTag:
     dynamic: int = 0
 
 
+INTACT: Mapping[str, str] = MappingProxyType({})
+"""The `broken` of a desired LRP without broken columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class DesiredLRP:
     """A row of `desired_lrps`.
@@ -184,7 +197,8 @@ class DesiredLRP:
     `routes` holds the normalised JSON text of each router, sorted by name; None is stored as JSON
     null. `metric_tags` likewise, sorted by name. `placement_tags` None is JSON null. `run_info` and
     `volume_placement` are encoded messages. `broken` maps each column that cannot be decoded to the
-    decoder's text; such a field then has an empty value (desired-lrps.md 3.4).
+    decoder's text; such a field then has an empty value (desired-lrps.md 3.4). What follows it is derived from
+    the others on first use and not part of the row.
     """
 
     process_guid: str
@@ -204,19 +218,24 @@ class DesiredLRP:
     placement_tags: tuple[str, ...] | None
     volume_placement: bytes
     run_info: bytes
-    broken: Mapping[str, str] = field(default_factory=dict)
-    _caches: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    broken: Mapping[str, str] = field(default_factory=lambda: INTACT)
+    r3: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    r2: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    scheduling_info: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    routing_info: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    hostnames: tuple[str, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
-    @property
-    def caches(self) -> dict[str, Any]:
-        """What was derived from this record, by name: its encoded forms above all. Filled on first use."""
-        return self._caches
+    def keep(self, name: str, derived: Any) -> None:
+        """Keep what was derived from this record: an encoded form, or its internal routes."""
+        object.__setattr__(self, name, derived)
 
 
 __all__ = [
     "CLAIMED",
     "CRASHED",
+    "INTACT",
     "NEVER",
+    "NULL_TAGS",
     "RUNNING",
     "UNCLAIMED",
     "ActualLRP",

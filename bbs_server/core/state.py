@@ -27,7 +27,11 @@ class Change:
 
 
 class Table(Generic[K, R]):
-    """Records by key, with indexes: each maps the value of a function of the record to its records."""
+    """Records by key, with indexes: each maps the value of a function of the record to its records.
+
+    What an index holds for a value is the record itself while there has been only one, else a dict by key: most
+    instances are the only ones of their LRP and index, and a dict is larger than they are.
+    """
 
     __slots__ = ("_indexes", "_key", "_log", "_rows", "name")
 
@@ -41,7 +45,7 @@ class Table(Generic[K, R]):
         self.name = name
         self._key = key
         self._rows: dict[K, R] = {}
-        self._indexes: dict[str, tuple[Callable[[R], Hashable], dict[Hashable, dict[K, R]]]] = {
+        self._indexes: dict[str, tuple[Callable[[R], Hashable], dict[Hashable, R | dict[K, R]]]] = {
             index: (function, {}) for index, function in indexes.items()
         }
         self._log = log
@@ -64,8 +68,10 @@ class Table(Generic[K, R]):
 
     def where(self, index: str, value: Hashable) -> Collection[R]:
         """The records for which the index's function gives the value. A view: copy before changing."""
-        bucket = self._indexes[index][1].get(value)
-        return bucket.values() if bucket else ()
+        held = self._indexes[index][1].get(value)
+        if isinstance(held, dict):
+            return held.values()
+        return () if held is None else (held,)
 
     def values(self, index: str) -> Collection[Hashable]:
         """The values that an index holds records for."""
@@ -92,17 +98,24 @@ class Table(Generic[K, R]):
             self._rows.pop(key, None)
         else:
             self._rows[key] = record
-        for function, buckets in self._indexes.values():
+        for function, index in self._indexes.values():
             value = None if record is None else function(record)
             if old is not None:
                 previous = function(old)
                 if record is None or previous != value:
-                    bucket = buckets[previous]
-                    del bucket[key]
-                    if not bucket:
-                        del buckets[previous]
+                    held: Any = index[previous]
+                    if held is not old:
+                        del held[key]
+                    if held is old or not held:
+                        del index[previous]
             if record is not None:
-                buckets.setdefault(value, {})[key] = record
+                held = index.get(value)
+                if held is None or held is old:
+                    index[value] = record
+                elif isinstance(held, dict):
+                    held[key] = record
+                else:
+                    index[value] = {self._key(held): held, key: record}
 
 
 class State:

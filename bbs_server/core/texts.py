@@ -7,6 +7,7 @@ runs: `lookup` where it reads by a key, `column` where it writes a row (tasks.md
 from __future__ import annotations
 
 import codecs
+from sys import intern
 
 from bbs_server.core.errors import INVALID_REQUEST, Refused, unknown
 
@@ -36,6 +37,11 @@ def column(value: str | bytes, limit: int | None = NAME_LIMIT) -> str:
     if limit is not None and len(text) > limit:
         raise Refused(INVALID_REQUEST)
     return text
+
+
+def name(value: str | bytes) -> str:
+    """A `column` that many records have in common, kept in memory once."""
+    return intern(column(value))
 
 
 def truncate(text: str | bytes) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
 from bbs_server.core.errors import Error
+from bbs_server.core.go_json import string, strings
 from bbs_server.core.outcome import AuctionLRPs, AuctionTasks, LRPStart, TaskStart
 from bbs_server.effects.background import Background
-from bbs_server.effects.go_json import string, strings
 from bbs_server.effects.peer import BadStatus, NoAnswer, Peer
 from bbs_server.store.log import Log, silent
 

@@ -14,13 +14,9 @@ from typing import Any
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 
-from bbs_server.core.json_columns import text
+from bbs_server.core.go_json import NotJSON, parse, refuse_constant, text
 
 _INT32 = range(-(2**31), 2**31)
-
-
-class Unreadable(ValueError):
-    """The value is not a presence; the text is the reference's where it is known."""
 
 
 class _Object(list[tuple[str, Any]]):
@@ -34,10 +30,10 @@ class _Number(str):
 
 
 def load(value: str | bytes) -> models.CellPresence:
-    """Read a presence. Raises Unreadable (a ValueError)."""
+    """Read a presence. Raises NotJSON, with the reference's text where it is known."""
     source = text(value)
     presence = models.CellPresence()
-    _fill(presence, _parse(source), _Place("", "models.CellPresence"), _PRESENCE)
+    _fill(presence, parse(source, _DECODER), _Place("", "models.CellPresence"), _PRESENCE)
     return presence
 
 
@@ -50,11 +46,11 @@ class _Place:
         self._path = path
         self._kind = kind
 
-    def mismatch(self, value: Any) -> Unreadable:
+    def mismatch(self, value: Any) -> NotJSON:
         kind = _kind(value)
         if not self._path:
-            return Unreadable(f"json: cannot unmarshal {kind} into Go value of type {self._kind}")
-        return Unreadable(f"json: cannot unmarshal {kind} into Go struct field {self._path} of type {self._kind}")
+            return NotJSON(f"json: cannot unmarshal {kind} into Go value of type {self._kind}")
+        return NotJSON(f"json: cannot unmarshal {kind} into Go struct field {self._path} of type {self._kind}")
 
 
 Reader = Callable[[Message, Any], None]
@@ -168,72 +164,6 @@ def _kind(value: Any) -> str:
     return "array"
 
 
-def _refuse(constant: str) -> Any:
-    raise Unreadable(f"invalid character '{constant[0]}' looking for beginning of value")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
-
-
-def _parse(source: str) -> Any:
-    try:
-        return _DECODER.decode(source)
-    except json.JSONDecodeError as problem:
-        raise Unreadable(_syntax(source, problem)) from None
-    except RecursionError:
-        raise Unreadable("exceeded max depth") from None
-
-
-_LITERALS = {"t": "true", "f": "false", "n": "null"}
-_AFTER = {
-    "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
-    "Illegal trailing comma before end of object": "looking for beginning of object key string",
-    "Expecting ':' delimiter": "after object key",
-    "Extra data": "after top-level value",
-    "Invalid control character at": "in string literal",
-    "Invalid control character": "in string literal",
-}
-
-
-def _syntax(source: str, problem: json.JSONDecodeError) -> str:
-    """The scanner's complaint; the two parsers stop at the same character for the usual mistakes."""
-    at = problem.pos
-    if at >= len(source) or problem.msg.startswith("Unterminated string"):
-        return "unexpected end of JSON input"
-    if problem.msg.startswith("Invalid \\"):
-        at += 1
-        where = "in string escape code"
-    elif problem.msg == "Expecting ',' delimiter":
-        where = "after object key:value pair" if _innermost(source[:at]) == "{" else "after array element"
-    elif source[at] in _LITERALS and problem.msg == "Expecting value":
-        return _literal(source[at:])
-    else:
-        where = _AFTER.get(problem.msg, "looking for beginning of value")
-    if at >= len(source):
-        return "unexpected end of JSON input"
-    return f"invalid character {_character(source[at])} {where}"
-
-
-def _literal(rest: str) -> str:
-    """A word that begins like true, false or null but goes on otherwise."""
-    word = _LITERALS[rest[0]]
-    for wanted, found in zip(word[1:], rest[1:], strict=False):
-        if wanted != found:
-            return f"invalid character {_character(found)} in literal {word} (expecting '{wanted}')"
-    return "unexpected end of JSON input"
-
-
-def _innermost(source: str) -> str:
-    """The bracket that is still open at the end of a text."""
-    open_brackets: list[str] = []
-    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", source)):
-        if bracket in "[{":
-            open_brackets.append(bracket)
-        else:
-            open_brackets.pop()
-    return open_brackets[-1] if open_brackets else ""
-
-
-def _character(character: str) -> str:
-    spelled = {"'": "\\'", '"': '"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return f"'{spelled.get(character, character)}'"
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_Object, parse_int=_Number, parse_float=_Number, parse_constant=refuse_constant
+)

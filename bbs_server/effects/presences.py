@@ -10,6 +10,7 @@ from bbs_protos import locket_pb2 as pb
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core.errors import RESOURCE_NOT_FOUND, Refused, unknown
+from bbs_server.core.go_json import NotJSON
 from bbs_server.effects import presence_json, rpc_errors
 from bbs_server.store.log import Log, silent
 
@@ -49,7 +50,7 @@ class Presences:
                 await asyncio.sleep(0)
             try:
                 cell = presence_json.load(resource.value)
-            except ValueError as problem:
+            except NotJSON as problem:
                 self._log("error", "failed-to-unmarshal-presence", {"error": str(problem), "key": resource.key})
             else:
                 cells[cell.cell_id] = cell
@@ -65,5 +66,5 @@ class Presences:
             raise Refused(unknown(rpc_errors.text(problem))) from problem
         try:
             return presence_json.load(resource.value)
-        except ValueError as problem:
+        except NotJSON as problem:
             raise Refused(unknown(str(problem))) from problem

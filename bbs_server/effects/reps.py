@@ -8,10 +8,11 @@ from typing import Protocol
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core.errors import Error, Refused, unknown
+from bbs_server.core.go_json import string
+from bbs_server.core.json_columns import dump_hostnames, dump_tags
 from bbs_server.core.outcome import CancelTask, StopInstance, UpdateInstance
 from bbs_server.effects import urls
 from bbs_server.effects.background import Background, Lanes
-from bbs_server.effects.go_json import string
 from bbs_server.effects.peer import BadStatus, NoAnswer, Peer
 from bbs_server.store.log import Log, silent
 
@@ -133,14 +134,8 @@ def address(cell: models.CellPresence) -> str:
 
 def update_json(call: UpdateInstance, tags: Iterable[tuple[str, str]] | None) -> str:
     """The body of an update, keys in the reference's order (desired-lrps.md 10.3)."""
-    routes = "null"
-    if call.internal_routes is not None:
-        hosts = (f'{{"hostname":{string(name)}}}' for name in call.internal_routes)
-        routes = f"[{','.join(hosts)}]"
-    metric_tags = "null"
-    if tags is not None:
-        members = (f"{string(name)}:{string(value)}" for name, value in sorted(tags))
-        metric_tags = f"{{{','.join(members)}}}"
+    routes = dump_hostnames(call.internal_routes).decode()
+    metric_tags = dump_tags(None if tags is None else tuple(sorted(tags))).decode()
     return (
         f'{{"instance_guid":{string(call.instance_guid)},"process_guid":{string(call.process_guid)},'
         f'"index":{call.index},"domain":{string(call.domain)},'

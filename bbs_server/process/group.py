@@ -120,7 +120,8 @@ async def unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | N
 async def pause(stopping: asyncio.Event, ns: int) -> bool:
     """Wait that long; True if the member shall go on, False if it shall stop."""
     try:
-        await asyncio.wait_for(stopping.wait(), max(ns, 0) / 1e9)
+        async with asyncio.timeout(max(ns, 0) / 1e9):
+            await stopping.wait()
     except TimeoutError:
         return True
     return False

@@ -86,12 +86,15 @@ class Loggregator:
             stub = loggregator_pb2_grpc.IngressStub(channel)
             try:
                 while True:
+                    # Not `wait_for`: it may swallow the cancellation that ends this loop.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._full.wait(), max(self._config.batch_flush_interval, 1) / 1e9)
+                        async with asyncio.timeout(max(self._config.batch_flush_interval, 1) / 1e9):
+                            await self._full.wait()
                     await self._flush(stub)
             finally:
                 with contextlib.suppress(Exception):
-                    await asyncio.wait_for(self._finish(stub), _CLOSE_LIMIT)
+                    async with asyncio.timeout(_CLOSE_LIMIT):
+                        await self._finish(stub)
 
     def _put(self, envelope: loggregator.Envelope) -> None:
         self._waiting.append(envelope)
@@ -110,7 +113,8 @@ class Loggregator:
             try:
                 if self._stream is None or self._stream.done():
                     self._stream = stub.BatchSender()
-                await asyncio.wait_for(self._stream.write(batch), _WRITE_LIMIT)
+                async with asyncio.timeout(_WRITE_LIMIT):
+                    await self._stream.write(batch)
             except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
                 self.dropped += size
                 if self._stream is not None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from sys import intern
-from typing import Any
+from typing import Any, TypeVar
 
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import DecodeError, Message
 
-from bbs_server.core.records import NULL_TAGS, ActualLRP, DesiredLRP, Domain, Task
-from bbs_server.store import json_columns
+from bbs_server.core import json_columns
+from bbs_server.core.go_json import NotJSON
+from bbs_server.core.records import INTACT, NULL_TAGS, ActualLRP, DesiredLRP, Domain, Task
 from bbs_server.store.sealing import Keys, Undecodable
+
+C = TypeVar("C", str, bytes)
 
 INSERT, UPDATE, DELETE = "insert", "update", "delete"
 """Operations of a row in a batch."""
@@ -65,10 +68,10 @@ def _model(value: str | None, keys: Keys, message: type[Message]) -> bytes:
     return encoded
 
 
-def _json(value: str, keys: Keys, read: Callable[[str], Any]) -> Any:
+def _json(content: C, load: Callable[[C], Any]) -> Any:
     try:
-        return read(keys.open(value).decode())
-    except UnicodeDecodeError as problem:
+        return load(content)
+    except NotJSON as problem:
         raise Undecodable(str(problem)) from None
 
 
@@ -136,9 +139,9 @@ _NULLS = {
 _DESIRED_READERS: tuple[tuple[str, Callable[[str, Keys], Any], Any], ...] = (
     ("run_info", lambda value, keys: _model(value, keys, models.DesiredLRPRunInfo), b""),
     ("volume_placement", lambda value, keys: _model(value, keys, models.VolumePlacement), b""),
-    ("routes", lambda value, keys: _json(value, keys, json_columns.read_routes), None),
-    ("metric_tags", lambda value, keys: _json(value, keys, json_columns.read_metric_tags), None),
-    ("placement_tags", lambda value, keys: json_columns.read_strings(value), None),
+    ("routes", lambda value, keys: _json(keys.open(value), json_columns.load_routes), None),
+    ("metric_tags", lambda value, keys: _json(keys.open(value), json_columns.load_metric_tags), None),
+    ("placement_tags", lambda value, keys: _json(value, json_columns.load_placement_tags), None),
 )
 """Column, reader and the value that stands for an unreadable one."""
 
@@ -162,9 +165,9 @@ def _decode_desired_lrp(row: Row, keys: Keys) -> DesiredLRP:
         if value is None:
             broken[column] = _NULLS[column]
     return DesiredLRP(
-        process_guid=guid,
+        process_guid=intern(guid),
         domain=intern(domain),
-        log_guid=log,
+        log_guid=intern(log),
         annotation=annotation or "",
         instances=instances,
         memory_mb=memory,
@@ -174,7 +177,7 @@ def _decode_desired_lrp(row: Row, keys: Keys) -> DesiredLRP:
         update_strategy=strategy,
         tag_epoch=epoch,
         tag_index=index or 0,
-        broken=broken,
+        broken=broken or INTACT,
         **values,
     )
 
@@ -195,14 +198,14 @@ def _encode_desired_lrp(before: DesiredLRP | None, after: DesiredLRP, keys: Keys
         after.memory_mb,
         after.disk_mb,
         after.rootfs,
-        seal(json_columns.write_routes(after.routes).encode()) if rewritten("routes") else None,
+        seal(json_columns.dump_routes(after.routes)) if rewritten("routes") else None,
         keys.seal_model(after.volume_placement) if rewritten("volume_placement") else None,
         after.tag_epoch,
         after.tag_index,
         keys.seal_model(after.run_info) if rewritten("run_info") else None,
-        json_columns.write_strings(after.placement_tags) if rewritten("placement_tags") else None,
+        json_columns.dump_placement_tags(after.placement_tags) if rewritten("placement_tags") else None,
         after.max_pids,
-        seal(json_columns.write_metric_tags(after.metric_tags).encode()) if rewritten("metric_tags") else None,
+        seal(json_columns.dump_metric_tags(after.metric_tags)) if rewritten("metric_tags") else None,
         after.update_strategy,
     )
 
@@ -210,16 +213,18 @@ def _encode_desired_lrp(before: DesiredLRP | None, after: DesiredLRP, keys: Keys
 def _decode_actual_lrp(row: Row, keys: Keys) -> ActualLRP:
     (guid, index, presence, domain, state, instance, cell, placement_error, since, net_info) = row[:10]
     (epoch, tag_index, crash_count, crash_reason, routes, tags, routable, zone) = row[10:18]
-    net, hostnames, metric_tags, broken = b"", (), (), ""
+    net, hostnames, broken = b"", (), ""
+    metric_tags: json_columns.Tags | None = NULL_TAGS if tags is None else ()
     try:
         # Empty or NULL means an empty value in these three (actual-lrps.md 1.3).
         net = _model(net_info, keys, models.ActualLRPNetInfo) if net_info else b""
-        hostnames = _json(routes, keys, json_columns.read_internal_routes) if routes else ()
-        metric_tags = _json(tags, keys, json_columns.read_tags) if tags else (NULL_TAGS if tags is None else ())
+        hostnames = _json(keys.open(routes), json_columns.load_hostnames) if routes else ()
+        if tags:
+            metric_tags = _json(keys.open(tags), json_columns.load_tags)
     except Undecodable as problem:
         broken = str(problem)
     return ActualLRP(
-        process_guid=guid,
+        process_guid=intern(guid),
         index=index,
         domain=intern(domain),
         presence=presence,
@@ -227,7 +232,7 @@ def _decode_actual_lrp(row: Row, keys: Keys) -> ActualLRP:
         since=since or 0,
         tag_epoch=epoch,
         tag_index=tag_index or 0,
-        instance_guid=instance,
+        instance_guid=intern(instance),
         cell_id=intern(cell),
         placement_error=placement_error,
         net_info=net,
@@ -247,9 +252,9 @@ def _encode_actual_lrp(before: ActualLRP | None, after: ActualLRP, keys: Keys) -
     if anew or before.net_info != after.net_info:  # type: ignore[union-attr]
         net_info = keys.seal_model(after.net_info)
     if anew or before.internal_routes != after.internal_routes:  # type: ignore[union-attr]
-        internal_routes = keys.seal(json_columns.write_internal_routes(after.internal_routes).encode())
+        internal_routes = keys.seal(json_columns.dump_hostnames(after.internal_routes))
     if anew or before.metric_tags != after.metric_tags:  # type: ignore[union-attr]
-        metric_tags = keys.seal(json_columns.write_tags(after.metric_tags).encode())
+        metric_tags = keys.seal(json_columns.dump_tags(after.metric_tags))
     return (
         after.process_guid,
         after.index,

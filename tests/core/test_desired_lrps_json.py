@@ -1,4 +1,4 @@
-"""The JSON columns of desired LRPs: what is stored, and that it reads back."""
+"""The JSON columns of LRPs: what is stored, and that it reads back."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbs_server.core import json_columns as columns
-from bbs_server.core.json_columns import NotJSON
+from bbs_server.core.go_json import NotJSON
 from bbs_server.core.records import MetricTag
 
 json_values = st.recursive(
@@ -103,7 +103,46 @@ def test_routes_spelled_by_others_keep_their_text() -> None:
     )
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", b"[]", b"1", b'{"a":1', b'"x"'])
+@pytest.mark.parametrize(
+    ("data", "routes"),
+    [
+        (b"null", None),
+        (b" null ", None),
+        (b"{}", ()),
+        (b'{"a":"}","b":[ 1, 2 ]}', (("a", b'"}"'), ("b", b"[ 1, 2 ]"))),
+        (b'{"a":1,"a":2.50}', (("a", b"2.50"),)),
+        (b'{"a":null}', (("a", b"null"),)),
+        (b'{"a":' + b"9" * 5000 + b"}", (("a", b"9" * 5000),)),
+    ],
+)
+def test_routes_keep_the_text_of_their_values(data: bytes, routes: Any) -> None:
+    assert columns.load_routes(data) == routes
+
+
+def test_routes_with_invalid_bytes_are_written_and_read() -> None:
+    routes = (("a", b'"\xff"'),)
+    assert columns.dump_routes(routes) == b'{"a":"\xff"}'
+    assert columns.load_routes(columns.dump_routes(routes)) == routes
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b"1",
+        b"{",
+        b'{"a":1',
+        b'"x"',
+        b'{"a"}',
+        b'{"a":1,}',
+        b'{"a":1}x',
+        b'{"a":NaN}',
+        b'{"a" 1}',
+        b"{1:2}",
+    ],
+)
 def test_columns_that_are_not_objects_cannot_be_read(data: bytes) -> None:
     with pytest.raises(NotJSON):
         columns.load_routes(data)
@@ -145,7 +184,21 @@ def test_metric_tags_spelled_by_others() -> None:
         columns.load_metric_tags(b'{"a":{"static":1}}')
 
 
-@given(st.none() | st.lists(st.text(), min_size=1))
+@given(st.none() | st.dictionaries(names, st.text(max_size=9)))
+def test_tags_read_back_as_written(tags: dict[str, str] | None) -> None:
+    record = None if tags is None else columns.by_name((columns.text(n), columns.text(v)) for n, v in tags.items())
+    column = columns.dump_tags(record)
+    assert columns.load_tags(column) == record
+    assert not set("<>&\u2028\u2029") & set(column.decode())
+
+
+@given(st.none() | st.lists(st.text()))
+def test_internal_routes_read_back_as_written(hostnames: list[str] | None) -> None:
+    record = None if hostnames is None else tuple(columns.text(name) for name in hostnames)
+    assert columns.load_hostnames(columns.dump_hostnames(record)) == record
+
+
+@given(st.none() | st.lists(st.text()))
 def test_placement_tags_read_back_as_written(tags: list[str] | None) -> None:
     record = None if tags is None else tuple(columns.text(tag) for tag in tags)
     assert columns.load_placement_tags(columns.dump_placement_tags(record)) == record
@@ -154,9 +207,13 @@ def test_placement_tags_read_back_as_written(tags: list[str] | None) -> None:
 def test_placement_tags_none_is_null() -> None:
     assert columns.dump_placement_tags(None) == "null"
     assert columns.dump_placement_tags(("a&", "b")) == '["a\\u0026","b"]'
-    assert columns.load_placement_tags("[]") is None
+    assert columns.load_placement_tags("[]") == ()
+
+
+@pytest.mark.parametrize("source", ["[1]", "{}", '"a"', "["])
+def test_placement_tags_that_cannot_be_understood(source: str) -> None:
     with pytest.raises(NotJSON):
-        columns.load_placement_tags("{}")
+        columns.load_placement_tags(source)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from bbs_protos import locket_pb2 as pb
 
-from bbs_server.effects.lock import LockLost, MasterLock
+from bbs_server.effects.lock import STANDBY_INTERVAL, LockLost, MasterLock
 from bbs_server.effects.locket import LocketUnreachable
 
 

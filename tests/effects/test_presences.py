@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbs_server.core.errors import RESOURCE_NOT_FOUND, ErrorType, Refused
+from bbs_server.core.go_json import NotJSON
 from bbs_server.effects import presence_json
 from bbs_server.effects.presences import Presences
 
@@ -93,7 +94,7 @@ def test_values_that_are_read(value: str, presence: models.CellPresence) -> None
     ],
 )
 def test_values_that_are_refused(value: str, text: str | None) -> None:
-    with pytest.raises(presence_json.Unreadable) as problem:
+    with pytest.raises(NotJSON) as problem:
         presence_json.load(value)
     if text is not None:
         assert str(problem.value) == text

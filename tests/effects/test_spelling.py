@@ -1,36 +1,17 @@
-"""Small spellings: JSON texts, paths, status phrases, certificates."""
+"""Small spellings: paths, status phrases, certificates."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import ssl
 from pathlib import Path
 
 import pytest
 import trustme
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bbs_server.effects import go_json, urls
+from bbs_server.effects import urls
 from bbs_server.effects.peer import BadStatus
 from bbs_server.effects.tls import client_tls
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_survives_and_is_safe_in_markup(value: str) -> None:
-    written = go_json.string(value)
-    assert json.loads(written) == value
-    assert not set(written) & set("<>&\u2028\u2029")
-
-
-def test_invalid_bytes_become_replacement_characters() -> None:
-    assert go_json.string(b"a\xff<") == '"a\ufffd\\u003c"'
-
-
-@pytest.mark.parametrize(("values", "text"), [(None, "null"), ((), "[]"), (("a", "b"), '["a","b"]')])
-def test_arrays(values: tuple[str, ...] | None, text: str) -> None:
-    assert go_json.strings(values) == text
 
 
 def test_path_segments() -> None:

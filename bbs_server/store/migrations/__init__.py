@@ -15,9 +15,9 @@ import asyncpg
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import DecodeError
 
-from bbs_server.core.records import MetricTag
+from bbs_server.core.desired_lrp_forms import sent_metric_tags
+from bbs_server.core.json_columns import dump_metric_tags
 from bbs_server.store.errors import DATABASE_FAILURES, MigrationFailed, driver_text
-from bbs_server.store.json_columns import write_metric_tags
 from bbs_server.store.log import Log
 from bbs_server.store.sealing import Keys, Undecodable
 from bbs_server.store.sql import STATEMENTS
@@ -142,14 +142,11 @@ async def _copy_metric_tags(connection: asyncpg.Connection[Any], keys: Keys, log
     values = []
     for guid, run_info in await connection.fetch(_RUN_INFOS):
         try:
-            tags = models.DesiredLRPRunInfo.FromString(keys.open_model(run_info)).metric_tags
-            text = write_metric_tags(
-                tuple((name, MetricTag(tags[name].static, tags[name].dynamic)) for name in sorted(tags))
-            )
+            tags = sent_metric_tags(models.DesiredLRPRunInfo.FromString(keys.open_model(run_info)))
         except (Undecodable, DecodeError) as problem:
             log("error", "failed-to-read-run-info", {"process_guid": guid, "error": str(problem)})
             continue
-        values.append((guid, keys.seal(text.encode())))
+        values.append((guid, keys.seal(dump_metric_tags(tags))))
     await connection.executemany(_SET_METRIC_TAGS, values)
 
 

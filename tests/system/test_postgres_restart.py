@@ -1,0 +1,79 @@
+"""PostgreSQL goes away under load and comes back: the server stays, recovers by itself, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from safety import Client, Load, Programs, restart_postgres
+
+from bbs_server.dev.postgres import EmbeddedPostgres
+
+RECOVERY = 5.0
+"""s from the moment when the database takes connections to the first success."""
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A database server that may be stopped, and that syncs."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("disturbed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def database(disturbed: EmbeddedPostgres) -> str:
+    name = f"bbs_{next(_numbers)}"
+    connection = await asyncpg.connect(disturbed.url())
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
+    return disturbed.url(name)
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGKILL], ids=["immediate shutdown", "killed"])
+async def test_restart_under_load(
+    how: signal.Signals,
+    disturbed: EmbeddedPostgres,
+    database: str,
+    postgres_url: str,
+    tmp_path: Path,
+    certificates: Any,
+) -> None:
+    with Programs(tmp_path, certificates, database) as programs:
+        locket = programs.locket(database_connection_string=postgres_url)
+        locket.start()
+        await locket.until_logged("locket.started")
+        server = programs.bbs(**programs.behind(locket, ttl="15s", retry="5s"))
+        server.start()
+        await server.serving()
+        async with Load(server, "p") as load:
+            await load.goes_on(200)
+            await asyncio.to_thread(disturbed.stop, how)
+            await load.fails(40)
+            await asyncio.to_thread(restart_postgres, disturbed)
+            back = time.monotonic()
+            await load.goes_on(1, limit=RECOVERY)
+            await load.goes_on(200)
+        assert server.alive
+        assert load.unbroken
+        assert [trouble for _, trouble in load.failed if "no answer" in trouble] == []
+        assert [trouble for at, trouble in load.failed if at > back + RECOVERY] == []
+        assert load.slowest < RECOVERY
+        async with Client(server) as client:
+            found = await client.listed()
+        assert load.problems(found) == []
+        server.kill()
+        server.start()
+        await server.serving()
+        async with Client(server) as client:
+            assert await client.listed() == found
