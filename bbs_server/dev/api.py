@@ -9,11 +9,10 @@ from typing import Any
 
 import aiohttp.web as web
 
-from bbs_server.dev.supervisor import Part, Stack
+from bbs_server.dev.layout import CHANGE_HEADER
+from bbs_server.dev.supervisor import Part, Stack, StillStopping
 
-HEADER = "X-Bbs-Dev"
-"""Every change must carry it: a page of another origin cannot send it, so cannot touch the stack."""
-
+HEADER = CHANGE_HEADER
 _LOCAL_HOSTS = ("127.0.0.1", "localhost")
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 
@@ -33,7 +32,10 @@ def routes(stack: Stack, end: asyncio.Event) -> list[web.RouteDef]:
 
     async def start(request: web.Request) -> web.Response:
         part = _part(stack, request)
-        part.start()
+        try:
+            part.start()
+        except StillStopping as problem:
+            raise web.HTTPConflict(text=f"{problem}\n") from None
         return web.json_response(describe(part))
 
     async def down(_: web.Request) -> web.Response:

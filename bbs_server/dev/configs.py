@@ -10,7 +10,10 @@ from typing import Any
 from bbs_server.dev.certificates import Authority
 from bbs_server.dev.layout import Layout
 
-DATABASES = ("bbs", "locket")
+CREATE_DATABASES = ('CREATE DATABASE "bbs"', 'CREATE DATABASE "locket"')
+
+EVACUATION_SECONDS = 60.0
+"""How long a cell of the stack tries to get its instances running elsewhere."""
 
 Config = dict[str, Any]
 
@@ -75,6 +78,7 @@ def _bbs(layout: Layout, authority: Authority, part: str) -> Config:
         "listen_address": f"127.0.0.1:{layout.port('bbs')}",
         "health_address": f"127.0.0.1:{layout.port('bbs-health')}",
         "debug_address": f"127.0.0.1:{layout.port('bbs-debug')}",
+        "prometheus_listen_address": f"127.0.0.1:{layout.port('bbs-metrics')}",
         "require_ssl": True,
         **_identity(authority, part, _SERVER_KEYS),
         "auctioneer_address": layout.url("auctioneer"),
@@ -135,7 +139,7 @@ def _cell(layout: Layout, authority: Authority, part: str) -> Config:
         "presence_ttl_seconds": 5,
         "presence_interval_seconds": 1,
         "sync_interval_seconds": 5,
-        "evacuation_timeout_seconds": 60,
+        "evacuation_timeout_seconds": EVACUATION_SECONDS,
     }
 
 
@@ -149,5 +153,4 @@ _MAKERS: Mapping[str, Callable[[Layout, Authority, str], Config]] = {
 
 def client_identity(layout: Layout) -> tuple[Path, Path, Path]:
     """CA, certificate and key for people and tools."""
-    folder = layout.certificates
-    return folder / "ca.crt", folder / "client.crt", folder / "client.key"
+    return layout.client_identity()

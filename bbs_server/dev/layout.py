@@ -8,9 +8,24 @@ from pathlib import Path
 DEFAULT_PORT_BASE = 8880
 """Puts the BBS and Locket on their usual ports, 8889 and 8891."""
 
-_PORTS = {"page": 0, "postgres": 2, "bbs-health": 8, "bbs": 9, "bbs-debug": 10, "locket": 11, "auctioneer": 16}
+CHANGE_HEADER = "X-Bbs-Dev"
+"""Every change by the supervisor's API must carry it: a page of another origin cannot send it."""
+
+_PORTS = {
+    "page": 0,
+    "postgres": 2,
+    "bbs-metrics": 7,
+    "bbs-health": 8,
+    "bbs": 9,
+    "bbs-debug": 10,
+    "locket": 11,
+    "auctioneer": 16,
+}
 _FIRST_CELL_PORT = 21
 _PORTS_PER_CELL = 2
+
+MOST_CELLS = 50
+HIGHEST_PORT_BASE = 65535 - _FIRST_CELL_PORT - _PORTS_PER_CELL * MOST_CELLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,12 @@ class Layout:
         """All processes of the stack, in the order they start."""
         return ("postgres", "locket", "bbs", "auctioneer", *self.cell_names())
 
+    def ports(self) -> dict[str, int]:
+        """Every port of the stack by the name of its use."""
+        cells = {name: self.port(name) for name in self.cell_names()}
+        admin = {f"{name}-admin": self.admin_port(name) for name in self.cell_names()}
+        return {name: self.port(name) for name in _PORTS} | cells | admin
+
     def url(self, part: str) -> str:
         return f"https://127.0.0.1:{self.port(part)}"
 
@@ -45,8 +66,27 @@ class Layout:
     def certificates(self) -> Path:
         return self.folder / "certs"
 
+    @property
+    def pid_files(self) -> Path:
+        """Which processes are ours: one file per part that runs."""
+        return self.folder / "run"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the supervisor as long as it lives."""
+        return self.folder / "run" / "lock"
+
+    @property
+    def failure_file(self) -> Path:
+        """Says why the last start failed, as long as none succeeded."""
+        return self.folder / "run" / "failure.txt"
+
     def config(self, part: str) -> Path:
         return self.folder / "config" / f"{part}.json"
+
+    def client_identity(self) -> tuple[Path, Path, Path]:
+        """CA, certificate and key for people and tools."""
+        return self.certificates / "ca.crt", self.certificates / "client.crt", self.certificates / "client.key"
 
     def log(self, part: str) -> Path:
         return self.folder / "logs" / f"{part}.log"

@@ -77,9 +77,12 @@ class EmbeddedPostgres:
         return self._place.account
 
     def initialise(self) -> None:
-        """Make the data folder, unless it is there."""
+        """Make the data folder, unless it is there; whole or not at all."""
         if not (self.data / "PG_VERSION").exists():
-            self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
+            scratch = self.data.with_suffix(".new")
+            shutil.rmtree(scratch, ignore_errors=True)
+            self._run("initdb", "-D", str(scratch), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
+            os.replace(scratch, self.data)
 
     def start(self) -> None:
         """Start and wait until it answers. Raises PostgresFailed."""
@@ -89,18 +92,18 @@ class EmbeddedPostgres:
                 self.command(), stdout=log, stderr=log, user=self.account, cwd="/", start_new_session=True
             )
         deadline = time.monotonic() + _START_SECONDS
-        while not self.ready():
+        while not self.ready(self._process.pid):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise PostgresFailed(f"PostgreSQL did not start:\n{tail(self.log)}")
             time.sleep(0.05)
 
-    def ready(self) -> bool:
-        """Whether the server says in its pid file that it takes connections."""
+    def ready(self, pid: int | None) -> bool:
+        """Whether the server of that process id says in its pid file that it takes connections."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return len(lines) > 7 and lines[7].strip() == "ready" and _alive(int(lines[0]))
+        return len(lines) > 7 and lines[7].strip() == "ready" and lines[0] == str(pid)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT is a fast shutdown, SIGQUIT an immediate one, SIGKILL a crash."""
@@ -186,13 +189,3 @@ def _copied(programs: Path) -> Path:
 def _reachable(path: Path, account: str) -> bool:
     """Whether the account can reach the path: run as that account, since capabilities and ACLs count too."""
     return subprocess.run(["test", "-x", str(path)], user=account, cwd="/", check=False).returncode == 0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
 import aiohttp.web as web
 import typer
 
+from bbs_server import page
+from bbs_server.client import Client, Target
+from bbs_server.dev import processes
 from bbs_server.dev.api import only_from_here, routes
+from bbs_server.dev.configs import client_identity
 from bbs_server.dev.layout import Layout
+from bbs_server.dev.page_actions import StackActions
 from bbs_server.dev.supervisor import PartFailed, PostgresFailed, Stack
 
 log = logging.getLogger(__name__)
@@ -31,19 +37,23 @@ def run(
     raise SystemExit(asyncio.run(_serve(Layout(folder.absolute(), port_base, cells))))
 
 
-def failure_file(layout: Layout) -> Path:
-    """Says why the last start failed, as long as none succeeded."""
-    return layout.folder / "run" / "failure.txt"
-
-
 async def _serve(layout: Layout) -> int:
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
-    stack = Stack(layout)
-    failure_file(layout).unlink(missing_ok=True)
+    held = processes.lock(layout.lock_file)
+    if held is None:
+        log.error("another supervisor has %s", layout.folder)
+        return 1
+    try:
+        stack = Stack(layout)
+    except (PostgresFailed, OSError) as cause:
+        layout.failure_file.write_text(f"{cause}\n")
+        return 1
+    layout.failure_file.unlink(missing_ok=True)
     app = web.Application(middlewares=[only_from_here])
     app.add_routes(routes(stack, end))
+    _add_page(app, stack)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", layout.port("page")).start()
@@ -53,14 +63,31 @@ async def _serve(layout: Layout) -> int:
     status = 0
     if starting.done() and (problem := starting.exception()):
         log.error("%s", problem)
-        failure_file(layout).write_text(f"{problem}\n")
+        layout.failure_file.write_text(f"{problem}\n")
         status = 1
     else:
         await ending
     starting.cancel()
     await stack.down()
     await runner.cleanup()
+    held.close()
     return status
+
+
+def _add_page(app: web.Application, stack: Stack) -> None:
+    """The page, with its buttons, for as long as the application runs."""
+    layout = stack.layout
+    client = Client(Target(layout.url("bbs"), *client_identity(layout), timeout=10))
+    feed = page.ClientFeed(client, f"http://127.0.0.1:{layout.port('bbs-metrics')}/metrics")
+    shown = page.Page(feed, StackActions(stack, client))
+
+    async def running(_: web.Application) -> AsyncIterator[None]:
+        async with client, shown.running():
+            yield
+        await feed.close()
+
+    app.add_routes(page.routes(shown))
+    app.cleanup_ctx.append(running)
 
 
 async def _up(stack: Stack) -> None:
@@ -68,7 +95,7 @@ async def _up(stack: Stack) -> None:
         log.info("%s is ready", part.name)
 
 
-__all__ = ["PartFailed", "PostgresFailed", "failure_file", "run"]
+__all__ = ["PartFailed", "PostgresFailed", "run"]
 
 
 if __name__ == "__main__":

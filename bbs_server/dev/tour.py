@@ -129,7 +129,7 @@ async def _events(bbs: Client) -> AsyncIterator[Callable[[str], AsyncIterator[st
     try:
         yield lines
     finally:
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
 
 
 async def _until(what: str, check: Callable[[], Awaitable[bool]]) -> None:

@@ -132,3 +132,6 @@ class BBSConfig:
     prometheus_listen_address: str = key(
         Kind.TEXT, "", "`host:port` of a Prometheus endpoint at `/metrics`; empty: none", EXTENSION
     )
+    page_listen_address: str = key(
+        Kind.TEXT, "", "`host:port` of the live page, plain HTTP, read-only; empty: none", EXTENSION
+    )

@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bbs_server.core import go_json
+from bbs_server.core.go_json import NotJSON, Number, Object
 from bbs_server.process.durations import format_duration, parse_duration
 
 C = TypeVar("C")
@@ -103,33 +105,12 @@ def read_config(path: str, config: type[C]) -> tuple[C, tuple[str, ...]]:
 def parse_config(content: bytes, config: type[C]) -> tuple[C, tuple[str, ...]]:
     """As `read_config`, from the bytes of a file."""
     document = _document(content)
-    if not isinstance(document, _Object):
+    if not isinstance(document, Object):
         if document is None:
             return config(), ()
         raise BadConfig(f"json: cannot unmarshal {_sort(document)} into Go value of type config.{config.__name__}")
     unknown: list[str] = []
     return _decoded(document, config, config.__name__, unknown), tuple(dict.fromkeys(unknown))
-
-
-class _Object(list[tuple[str, Any]]):
-    """A JSON object with its members in order, duplicates kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Number:
-    """A JSON number as written."""
-
-    text: str
-
-
-_EXPECTATIONS = (
-    ("Expecting property name", "looking for beginning of object key string"),
-    ("Expecting ':'", "after object key"),
-    ("Expecting ','", "after object key:value pair"),
-    ("Invalid control character", "in string literal"),
-    ("Invalid \\", "in string escape code"),
-    ("", "looking for beginning of value"),
-)
 
 
 def _document(content: bytes) -> Any:
@@ -138,27 +119,18 @@ def _document(content: bytes) -> Any:
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
         raise BadConfig("EOF")
-    decoder = json.JSONDecoder(
-        object_pairs_hook=_Object, parse_float=_Number, parse_int=_Number, parse_constant=_not_json
-    )
     try:
-        return decoder.raw_decode(text, start)[0]
+        return go_json.EXACT.raw_decode(text, start)[0]
+    except NotJSON as problem:
+        raise BadConfig(str(problem)) from None
     except json.JSONDecodeError as problem:
-        if problem.pos >= len(text.rstrip(" \t\r\n")) or problem.msg.startswith("Unterminated"):
-            raise BadConfig("unexpected EOF") from None
-        expectation = next(words for start_, words in _EXPECTATIONS if problem.msg.startswith(start_))
-        # Go reads bytes, so it names the first byte of a character.
-        character = chr(text[problem.pos].encode()[0])
-        raise BadConfig(f"invalid character '{character}' {expectation}") from None
+        complaint = go_json.complaint(text.rstrip(" \t\r\n"), problem)
+        raise BadConfig("unexpected EOF" if complaint == go_json.ENDED else complaint) from None
     except RecursionError:
         raise BadConfig("exceeded max depth") from None
 
 
-def _not_json(constant: str) -> Any:
-    raise BadConfig(f"invalid character '{constant[0]}' looking for beginning of value")
-
-
-def _decoded(members: _Object, config: type[C], path: str, unknown: list[str]) -> C:
+def _decoded(members: Object, config: type[C], path: str, unknown: list[str]) -> C:
     table = {row.name.lower(): row for row in keys(config)}
     values: dict[str, Any] = {}
     for name, value in members:
@@ -169,7 +141,7 @@ def _decoded(members: _Object, config: type[C], path: str, unknown: list[str]) -
             # Members given twice complete each other, as in Go.
             nested = values.get(row.attribute, row.default)
             if value is not None:
-                if not isinstance(value, _Object):
+                if not isinstance(value, Object):
                     raise _mismatch(value, f"{path}.{row.name}", f"{type(row.default).__name__}")
                 given = _decoded(value, type(row.default), f"{path}.{row.name}", unknown)
                 values[row.attribute] = _merged(nested, given, value)
@@ -178,7 +150,7 @@ def _decoded(members: _Object, config: type[C], path: str, unknown: list[str]) -
     return config(**values)
 
 
-def _merged(earlier: C, given: C, members: _Object) -> C:
+def _merged(earlier: C, given: C, members: Object) -> C:
     names = {name.lower() for name, value in members if value is not None}
     changed = {row.attribute: getattr(given, row.attribute) for row in keys(type(given)) if row.name.lower() in names}
     return dataclasses.replace(earlier, **changed)  # type: ignore[type-var]
@@ -186,14 +158,14 @@ def _merged(earlier: C, given: C, members: _Object) -> C:
 
 def _sort(value: Any) -> str:
     """How Go calls the sort of a JSON value."""
-    if isinstance(value, _Object):
+    if isinstance(value, Object):
         return "object"
-    return {list: "array", str: "string", bool: "bool", _Number: "number"}[type(value)]
+    return {list: "array", str: "string", bool: "bool", Number: "number"}[type(value)]
 
 
 def _mismatch(value: Any, path: str, go_type: str) -> BadConfig:
     # Go names the digits only when the target is a number.
-    exact = isinstance(value, _Number) and go_type.strip() in ("int", "uint", "time.Duration", "int64")
+    exact = isinstance(value, Number) and go_type.strip() in ("int", "uint", "time.Duration", "int64")
     what = f"number {value.text}" if exact else _sort(value)
     return BadConfig(f"json: cannot unmarshal {what} into Go struct field {path} of type {go_type.strip()}")
 
@@ -201,7 +173,7 @@ def _mismatch(value: Any, path: str, go_type: str) -> BadConfig:
 def _text(value: Any, path: str) -> str:
     if not isinstance(value, str):
         raise _mismatch(value, path, "string")
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return go_json.text(value)
 
 
 def _flag(value: Any, path: str) -> bool:
@@ -212,7 +184,7 @@ def _flag(value: Any, path: str) -> bool:
 
 def _integer(low: int, high: int, go_type: str) -> Callable[[Any, str], int]:
     def decode(value: Any, path: str) -> int:
-        if not isinstance(value, _Number) or not re.fullmatch(r"-?[0-9]+", value.text):
+        if not isinstance(value, Number) or not re.fullmatch(r"-?[0-9]+", value.text):
             raise _mismatch(value, path, go_type)
         if len(value.text) > 20 or not low <= int(value.text) <= high:
             raise _mismatch(value, path, go_type)
@@ -229,19 +201,19 @@ def _duration(value: Any, path: str) -> int:
 
 
 def _texts(value: Any, path: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or isinstance(value, _Object):
+    if not isinstance(value, list) or isinstance(value, Object):
         raise _mismatch(value, path, "[]string")
     return tuple("" if item is None else _text(item, path) for item in value)
 
 
 def _text_map(value: Any, path: str) -> dict[str, str]:
-    if not isinstance(value, _Object):
+    if not isinstance(value, Object):
         raise _mismatch(value, path, "map[string]string")
     return {_text(name, path): "" if item is None else _text(item, path) for name, item in value}
 
 
 def _time_format(value: Any, path: str) -> str:
-    written = value.text if isinstance(value, _Number) else value
+    written = value.text if isinstance(value, Number) else value
     names = {"unix-epoch": "unix-epoch", "0": "unix-epoch", "rfc3339": "rfc3339", "1": "rfc3339"}
     if not isinstance(written, str) or written not in names:
         shown = written if isinstance(written, str) else json.dumps(written)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bbs_server.core.encoding import Answer
 from bbs_server.core.outcome import Command, Query
+from bbs_server.page import LocalFeed, start_page
 from bbs_server.process import garbage
 from bbs_server.process.config import BBSConfig
 from bbs_server.process.converger import Converger
@@ -97,7 +98,8 @@ class Life:
         self._started = False
         self._interrupted = asyncio.Event()
         self._deposed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._prometheus = Prometheus(self._figures) if config.prometheus_listen_address else None
+        counted = config.prometheus_listen_address or config.page_listen_address
+        self._prometheus = Prometheus(self._figures) if counted else None
         observer = RequestObserver(
             self._figures.requests,
             parts.emitter,
@@ -136,7 +138,7 @@ class Life:
             await asyncio.wait(helpers, timeout=_SECOND_CHANCE)
 
     def _members(self) -> list[Member]:
-        """In the order of server.md 3.2, plus `writer` and `prometheus`, which are ours."""
+        """In the order of server.md 3.2, plus `writer`, `prometheus` and `page`, which are ours."""
         config, figures, emitter = self._config, self._figures, self._emitter
         interval = config.report_interval
         members = []
@@ -145,9 +147,10 @@ class Life:
         if config.enable_db_health_check:
             members.append(self._database_health())
         members.append(_listener("healthcheck", health_server(self._parts.health_address)))
-        if self._prometheus is not None:
+        if self._prometheus is not None and config.prometheus_listen_address:
             server = self._prometheus.server(config.prometheus_listen_address)
             members.append(_listener("prometheus", server))
+        page = [Member("page", self._run_page)] if config.page_listen_address else []
         return [
             *members,
             reporter("periodic-filedescriptor-metrics", Report.FILES, interval, figures, emitter),
@@ -166,6 +169,7 @@ class Life:
             reporter("lrp-stat-metron-notifier", Report.LRPS, CONVERGENCE_INTERVAL, figures, emitter),
             reporter("task-stat-metron-notifier", Report.TASKS, CONVERGENCE_INTERVAL, figures, emitter),
             reporter("db-stat-metron-notifier", Report.DATABASE, DATABASE_INTERVAL, figures, emitter),
+            *page,
         ]
 
     # -- members -------------------------------------------------------------------------
@@ -271,6 +275,19 @@ class Life:
             self._logger.session("converger"),
         )
         await converger.run(self._config.converge_repeat_interval, ready, stopping)
+
+    async def _run_page(self, ready: Ready, stopping: asyncio.Event) -> None:
+        address = self._config.page_listen_address
+        registries = [] if self._prometheus is None else [self._prometheus.registry]
+        feed = LocalFeed(self._writer, self._parts.hubs, self._parts.presences, registries)
+        try:
+            host, port = split_address(address)
+            stop = await start_page(host or "127.0.0.1", port, feed)
+        except OSError as problem:
+            raise StartFailed(listen_error(address, problem)) from None
+        ready()
+        await stopping.wait()
+        await stop()
 
     # -- what happens on the way ---------------------------------------------------------
 

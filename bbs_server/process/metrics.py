@@ -50,6 +50,8 @@ class DatabaseFigures(Protocol):
     total: int
     succeeded: int
     failed: int
+    commits: int
+    commit_time: int
 
     def take_peaks(self) -> tuple[int, int]:
         """Most statements at once and the longest one in ns since the last call."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bbs_server.core.context import Settings
+from bbs_server.core.log import Log
 from bbs_server.effects.auctioneer import Auctioneer
 from bbs_server.effects.dispatcher import Dispatcher
 from bbs_server.effects.hubs import Hubs
@@ -27,7 +28,6 @@ from bbs_server.process.lager import Logger
 from bbs_server.process.loggregator import Loggregator, NoEmitter
 from bbs_server.process.master_lock import LocalLock, Lock, NoCells
 from bbs_server.store.errors import StartFailure
-from bbs_server.store.log import Log
 from bbs_server.store.opening import Database, open_database
 from bbs_server.wire.tls import BadCertificates, server_context
 

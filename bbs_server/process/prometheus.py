@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -109,9 +109,16 @@ class _Reader(Collector):
             yield GaugeMetricFamily(name, text, value=float(read(self._figures)))
         yield _cell_tasks(self._figures.cell_tasks)
         if self._figures.database is not None:
+            database = self._figures.database
+            yield SummaryMetricFamily(
+                "bbs_commit_seconds",
+                "Time to commit a batch",
+                count_value=database.commits,
+                sum_value=database.commit_time / _SECOND,
+            )
             family = CounterMetricFamily("bbs_database_statements", "Statements sent", labels=["result"])
             for result in ("succeeded", "failed"):
-                family.add_metric([result], getattr(self._figures.database, result))
+                family.add_metric([result], getattr(database, result))
             yield family
 
 

@@ -30,6 +30,7 @@ from typing import Any
 import asyncpg
 
 from bbs_server.core.context import Settings, random_guid
+from bbs_server.core.log import Log, silent
 from bbs_server.core.state import State
 from bbs_server.store import migrations
 from bbs_server.store.advisory_lock import AdvisoryLock
@@ -45,7 +46,6 @@ from bbs_server.store.errors import (
 )
 from bbs_server.store.health import HealthCheck
 from bbs_server.store.loading import load
-from bbs_server.store.log import Log, silent
 from bbs_server.store.reencryption import LABEL_ROW, reencrypt_rows
 from bbs_server.store.sealing import Keys
 from bbs_server.store.session import Session, close, connect

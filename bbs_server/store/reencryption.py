@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from bbs_server.store.log import Log
+from bbs_server.core.log import Log
 from bbs_server.store.rows import MAPPINGS
 from bbs_server.store.sealing import Keys, Undecodable
 from bbs_server.store.sql import STATEMENTS

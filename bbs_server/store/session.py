@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +67,14 @@ class Session:
         One statement is its own transaction. Raises Deposed, and what the driver raises; nothing is written then,
         unless the connection was lost.
         """
+        started = time.perf_counter_ns()
         if len(groups) == 1:
-            return await self._batch(epoch, groups[0])
-        version = 0
-        async with self.connection.transaction():
-            for group in groups:
-                version = await self._batch(epoch, group)
+            version = await self._batch(epoch, groups[0])
+        else:
+            async with self.connection.transaction():
+                for group in groups:
+                    version = await self._batch(epoch, group)
+        self._statistics.committed(time.perf_counter_ns() - started)
         return version
 
     async def _batch(self, epoch: str, group: Group) -> int:

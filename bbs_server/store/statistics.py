@@ -17,6 +17,9 @@ class Statistics:
     succeeded: int = 0
     failed: int = 0
     in_flight: int = 0
+    commits: int = 0
+    commit_time: int = 0
+    """ns that all commits together took."""
     _most_in_flight: int = 0
     _longest: int = 0
 
@@ -37,6 +40,11 @@ class Statistics:
         finally:
             self.in_flight -= 1
             self._longest = max(self._longest, time.perf_counter_ns() - started)
+
+    def committed(self, duration: int) -> None:
+        """A batch was committed in so many ns."""
+        self.commits += 1
+        self.commit_time += duration
 
     def take_peaks(self) -> tuple[int, int]:
         """Most statements at once and the longest one in ns since the last call."""

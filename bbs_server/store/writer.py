@@ -22,6 +22,7 @@ import asyncpg
 from bbs_server.core.context import Context, Settings, random_guid
 from bbs_server.core.encoding import Answer
 from bbs_server.core.errors import Error, ErrorType, Refused, unknown
+from bbs_server.core.log import Log
 from bbs_server.core.outcome import Command, Outcome, Query
 from bbs_server.core.state import State
 from bbs_server.store.adoption import adopt, adopt_keys, begin, compare
@@ -29,7 +30,6 @@ from bbs_server.store.conninfo import ConnectionSettings
 from bbs_server.store.epoch import keep_epoch
 from bbs_server.store.errors import DATABASE_FAILURES, Deposed, client_error, driver_text, is_connection_loss, is_stale
 from bbs_server.store.journal import Batch, Entry, SharedFuture, Versions
-from bbs_server.store.log import Log
 from bbs_server.store.rows import MAPPINGS
 from bbs_server.store.sealing import Keys
 from bbs_server.store.session import Found, Group, Session, close, connect, find

@@ -118,10 +118,20 @@ async def test_a_lost_lock_ends_the_process(servers: Any, postgres_url: str) -> 
     program = await servers()
     await program.logged("bbs.started")
     connection = await asyncpg.connect(postgres_url)
-    holder = await connection.fetchval("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    # Somebody waits for the lock, and has it when its holder loses its connection.
+    lock = "classid::bigint << 32 | objid::bigint"
+    held = f"SELECT pid, {lock} AS key FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    holder, key = await connection.fetchrow(held)
+    other = await asyncpg.connect(postgres_url)
+    waiting = asyncio.create_task(other.execute("SELECT pg_advisory_lock($1)", key))
+    async with asyncio.timeout(10):
+        while not await connection.fetchval("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            await asyncio.sleep(0.01)
     await connection.execute("SELECT pg_terminate_backend($1)", holder)
-    await connection.close()
+    await waiting
     assert await program.ended() == 1
+    await other.close()
+    await connection.close()
     trace = program.lines[-1]["data"]["error"].splitlines()
     assert trace[1] == "lock exited with error: lost lock (request failed): connection lost"
     assert trace[-1] == "healthcheck exited with nil"
@@ -212,6 +222,18 @@ async def test_prometheus_counts_requests(servers: Any) -> None:
     assert 'bbs_request_seconds_count{route="UpsertDomain"} 1.0' in text
     assert "bbs_lock_held 1.0" in text
     assert "bbs_batch_commands_count 1.0" in text
+    assert "bbs_commit_seconds_count 1.0" in text
+
+
+async def test_the_page_is_served_at_its_own_address(servers: Any) -> None:
+    port = free_port()
+    program = await servers(page_listen_address=f"127.0.0.1:{port}")
+    await program.logged("bbs.started")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        answer = await client.get("/")
+        assert answer.status_code == 200
+        assert "default-src" in answer.headers["Content-Security-Policy"]
+        assert (await client.get("/", headers={"Host": "elsewhere.example"})).status_code == 403
 
 
 async def test_convergence_runs_and_adopts_what_others_wrote(servers: Any, postgres_url: str) -> None:

@@ -40,12 +40,20 @@ class Auction:
         async with aiohttp.ClientSession(timeout=_TIMEOUT, connector=aiohttp.TCPConnector(ssl=self._tls)) as http:
             while True:
                 await self._arrived.wait()
-                cells = await self._cells(http)
-                batch, self._waiting = self._waiting, []
-                self._arrived.clear()
-                placement = place(batch, [cell for cell, _ in cells])
-                await self._hand_out(http, placement, {cell.cell_id: url for cell, url in cells})
-                await self._report(placement.failed)
+                try:
+                    await self._hold(http)
+                except Exception:
+                    # One bad batch must not end all auctions; convergence offers its work again.
+                    log.exception("auction failed")
+                    await asyncio.sleep(1)
+
+    async def _hold(self, http: aiohttp.ClientSession) -> None:
+        cells = await self._cells(http)
+        batch, self._waiting = self._waiting, []
+        self._arrived.clear()
+        placement = place(batch, [cell for cell, _ in cells])
+        await self._hand_out(http, placement, {cell.cell_id: url for cell, url in cells})
+        await self._report(placement.failed)
 
     async def _cells(self, http: aiohttp.ClientSession) -> list[tuple[Cell, str]]:
         """The cells that can take work, with their addresses."""

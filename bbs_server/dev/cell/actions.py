@@ -32,9 +32,10 @@ async def perform(action: models.Action, sandbox: Sandbox) -> None:
 async def _run(action: models.RunAction, sandbox: Sandbox) -> None:
     own = {variable.name: variable.value for variable in action.env}
     limits = Limits(action.resource_limits.nofile if action.resource_limits.HasField("nofile") else None)
-    source = "" if action.suppress_log_output else action.log_source
+    environment = {**sandbox.environment, **own}
+    silent = action.suppress_log_output
     status = await sandbox.run(
-        action.path, list(action.args), action.dir, {**sandbox.environment, **own}, limits, source
+        action.path, list(action.args), action.dir, environment, limits, action.log_source, silent
     )
     if status:
         prefix = f"{action.log_source}: " if action.log_source else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +14,15 @@ from typing import Any
 from bbs_server.dev.cell.sandbox import Sandbox, StepFailed, free_ports
 
 log = logging.getLogger(__name__)
+
+RESERVED_SECONDS = 60.0
+"""What is not run so long after its reservation has expired."""
+
+KEPT_LOGS = 200
+"""Logs of former instances and tasks that a cell keeps."""
+
+_STOPPED = {True: "cancelled", False: "stopped"}
+"""Why a container ended that was told to, by whether it is a task."""
 
 
 class State(Enum):
@@ -41,6 +51,9 @@ class Container:
     metric_tags: Mapping[str, str] = field(default_factory=dict)
     result_file: str = ""
     life: asyncio.Task[None] | None = None
+    reserved_at: float = field(default_factory=time.monotonic)
+    deleting: bool = False
+    """From here on nobody reports anything about it."""
 
     @property
     def memory_mb(self) -> int:
@@ -76,9 +89,16 @@ class Containers:
             memory_mb=int(body.get("MemoryMB") or 0),
         )
         sandbox.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._forget_old_logs(sandbox.log_path.parent)
         container = self._all[guid] = Container(guid, body, is_task, sandbox)
         self._changed(guid)
         return container
+
+    def expire(self) -> None:
+        """Complete what was reserved and never run: nobody will come back for it."""
+        for container in self.all():
+            if container.state is State.RESERVED and time.monotonic() - container.reserved_at > RESERVED_SECONDS:
+                self.complete(container, True, "expired container")
 
     def prepare(self, container: Container, environment: Mapping[str, str], ports: Iterable[int]) -> None:
         """Make the scratch folder, and a host port for each container port."""
@@ -91,7 +111,8 @@ class Containers:
 
     def run(self, container: Container, life: Coroutine[Any, Any, None]) -> None:
         """Let it live: `life` is a coroutine that ends with success or raises StepFailed."""
-        container.life = asyncio.create_task(self._live(container, life))
+        container.life = asyncio.create_task(life)
+        container.life.add_done_callback(lambda life: self._ended(container, life))
 
     def running(self, container: Container) -> None:
         container.state = State.RUNNING
@@ -107,11 +128,11 @@ class Containers:
         container = self._all.get(guid)
         if container is None:
             return False
-        container.stopped = True
-        if container.life is not None:
+        already, container.stopped = container.stopped, True
+        if container.life is None and container.state is not State.COMPLETED:
+            self.complete(container, True, _STOPPED[container.is_task])
+        elif container.life is not None and not already:
             container.life.cancel()
-        elif container.state is not State.COMPLETED:
-            self.complete(container, True, "stopped")
         return True
 
     async def delete(self, guid: str) -> None:
@@ -119,21 +140,40 @@ class Containers:
         container = self._all.get(guid)
         if container is None:
             return
+        container.deleting = True
+        self.stop(guid)
         if container.life is not None:
-            container.life.cancel()
-            await asyncio.gather(container.life, return_exceptions=True)
+            await asyncio.wait([container.life])
+        container.sandbox.end_all()
         await asyncio.to_thread(container.sandbox.remove)
-        self._all.pop(guid, None)
+        if self._all.get(guid) is container:
+            del self._all[guid]
 
-    async def _live(self, container: Container, life: Coroutine[Any, Any, None]) -> None:
-        try:
-            await life
-        except StepFailed as problem:
+    def _ended(self, container: Container, life: asyncio.Task[None]) -> None:
+        """A callback of the task, as a task that was cancelled before its first step never runs."""
+        container.sandbox.end_all()
+        problem = None if life.cancelled() else life.exception()
+        if life.cancelled():
+            self.complete(container, True, _STOPPED[container.is_task])
+        elif isinstance(problem, StepFailed):
             self.complete(container, True, str(problem))
-        except asyncio.CancelledError:
-            self.complete(container, True, "cancelled" if container.is_task else "stopped")
-        except Exception as problem:
-            log.exception("container %s", container.guid)
+        elif problem is not None:
+            log.error("container %s", container.guid, exc_info=problem)
             self.complete(container, True, f"failed to run: {problem}")
         else:
             self.complete(container, False, "")
+
+    def _forget_old_logs(self, folder: Path) -> None:
+        """Keep the newest logs, and those of what is here now."""
+        logs = sorted(folder.glob("*.log"), key=_age)
+        for path in logs[KEPT_LOGS:]:
+            if path.stem not in self._all:
+                path.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """For sorting, the newest first; it may be gone by now."""
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0

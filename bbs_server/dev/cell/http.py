@@ -24,10 +24,7 @@ def network_routes(settings: Settings, containers: Containers, rep: Rep) -> list
         return web.json_response(_state(settings, containers, rep))
 
     async def work(request: web.Request) -> web.Response:
-        try:
-            body = json.loads(await request.read())
-        except ValueError:
-            return web.Response(status=400)
+        body = await _object(request)
         if body.get("cell_id") not in (None, "", settings.cell_id):
             return web.Response(status=500)
         returned = _take(settings, containers, rep, body)
@@ -37,10 +34,7 @@ def network_routes(settings: Settings, containers: Containers, rep: Rep) -> list
         return web.Response(status=202 if containers.stop(request.match_info["instance_guid"]) else 500)
 
     async def update(request: web.Request) -> web.Response:
-        try:
-            body = json.loads(await request.read())
-        except ValueError:
-            return web.Response(status=400)
+        body = await _object(request)
         container = containers.get(request.match_info["instance_guid"])
         if container is None:
             return web.Response(status=500)
@@ -71,6 +65,16 @@ def local_routes(evacuate: Callable[[], None]) -> list[web.RouteDef]:
         return web.json_response({"ping_path": "/ping"}, status=202)
 
     return [web.get("/ping", ping), web.post("/evacuate", start)]
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.read())
+    except ValueError:
+        raise web.HTTPBadRequest from None
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest
+    return body
 
 
 def free(settings: Settings, containers: Containers) -> dict[str, int]:

@@ -52,20 +52,25 @@ class Cell:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._ask_to_evacuate)
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._end.set)
         async with presence(self._settings), self._listening(), running(self._sync()):
             log.warning("%s runs everything without isolation: for development only", self._settings.cell_id)
             await self._until_the_end()
-        await asyncio.gather(*(self._containers.delete(container.guid) for container in self._containers.all()))
+            self._rep.evacuating = True
+            await asyncio.gather(*(self._containers.delete(container.guid) for container in self._containers.all()))
         await self._bbs.close()
 
     def _changed(self, guid: str) -> None:
         self._rep.process(guid)
 
-    def _ask_to_evacuate(self) -> None:
+    def _terminate(self) -> None:
+        """SIGTERM: evacuate; a second one ends at once."""
         if self._evacuate.is_set():
             self._end.set()
+        self._ask_to_evacuate()
+
+    def _ask_to_evacuate(self) -> None:
         self._rep.evacuating = True
         self._evacuate.set()
 
@@ -88,9 +93,13 @@ class Cell:
             log.warning("evacuation timed out with %d containers left", len(self._containers))
 
     async def _sync(self) -> None:
+        """At the start too, other than the reference: after a kill the BBS hears at once what is gone."""
         while True:
+            try:
+                await self._rep.sync()
+            except Exception:
+                log.exception("bulk sync")
             await asyncio.sleep(self._settings.sync_interval_seconds)
-            await self._rep.sync()
 
     def _listening(self) -> _Listeners:
         tls = server_tls(self._settings.identity())

@@ -20,6 +20,8 @@ from bbs_server.dev.cell.settings import Settings
 log = logging.getLogger(__name__)
 
 _CALL_SECONDS = 5.0
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000))
+"""By default a channel waits up to two minutes before it looks for a Locket that came back."""
 
 
 @contextlib.asynccontextmanager
@@ -28,7 +30,7 @@ async def presence(settings: Settings) -> AsyncIterator[None]:
     resource = locket_pb2.Resource(
         key=settings.cell_id,
         owner=str(uuid.uuid4()),
-        value=json.dumps(_value(settings)),
+        value=json.dumps(_value(settings), separators=(",", ":")),
         type="presence",
         type_code=locket_pb2.PRESENCE,
     )
@@ -63,7 +65,7 @@ def _channel(settings: Settings) -> grpc.aio.Channel:
     credentials = grpc.ssl_channel_credentials(
         Path(settings.ca).read_bytes(), Path(settings.key).read_bytes(), Path(settings.cert).read_bytes()
     )
-    return grpc.aio.secure_channel(settings.locket_address, credentials)
+    return grpc.aio.secure_channel(settings.locket_address, credentials, options=_CHANNEL)
 
 
 def _value(settings: Settings) -> dict[str, object]:

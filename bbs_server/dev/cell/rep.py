@@ -58,6 +58,7 @@ class Rep:
         except ClientError as problem:
             log.warning("bulk sync skipped: %s", problem)
             return
+        self._containers.expire()
         for container in self._containers.all():
             self.process(container.guid)
         await self._drop_unknown(lrps)
@@ -66,11 +67,12 @@ class Rep:
                 await self._try(self._bbs.complete_task(task.task_guid, cell_id, True, _NO_CONTAINER, _NO_CONTAINER))
 
     async def _drop_unknown(self, lrps: list[models.ActualLRP]) -> None:
-        for lrp in lrps:
+        """Ordinary ones first: an instance with two records loses the evacuating one last."""
+        for lrp in sorted(lrps, key=_is_evacuating):
             key, instance = lrp.actual_lrp_key, lrp.actual_lrp_instance_key
             if self._containers.get(instance.instance_guid) is not None:
                 continue
-            if lrp.presence == models.ActualLRP.EVACUATING:
+            if _is_evacuating(lrp):
                 await self._try(self._bbs.remove_evacuating(key, instance))
             else:
                 await self._try(self._bbs.remove(key.process_guid, key.index, instance))
@@ -80,7 +82,7 @@ class Rep:
             while True:
                 self._again.discard(guid)
                 container = self._containers.get(guid)
-                if container is not None:
+                if container is not None and not container.deleting:
                     await self._step(container)
                 if guid not in self._again:
                     return
@@ -93,6 +95,9 @@ class Rep:
             await steps[container.state](self, container)
         except ClientError as problem:
             log.warning("%s (%s): %s", container.guid, container.state.value, problem)
+        except Exception:
+            # One container's trouble is not the cell's; the next sync looks at it again.
+            log.exception("%s (%s)", container.guid, container.state.value)
 
     async def _try(self, call: Awaitable[Any]) -> None:
         with contextlib.suppress(ClientError):
@@ -109,9 +114,16 @@ class Rep:
         environment = lives.lrp_environment(lrp, container, self._settings.cell_id)
         container.internal_routes = _internal_routes(lrp)
         container.metric_tags = _metric_tags(lrp, environment)
-        self._containers.prepare(container, environment, lrp.ports)
-        container.sandbox.environment = lives.with_ports(environment, container.sandbox.ports)
-        lives.say_what_is_missing(lrp, container)
+        try:
+            self._containers.prepare(container, environment, lrp.ports)
+            container.sandbox.environment = lives.with_ports(environment, container.sandbox.ports)
+            lives.say_what_is_missing(lrp, container)
+        except OSError as problem:
+            log.warning("%s cannot be run: %s", container.guid, problem)
+            await self._containers.delete(container.guid)
+            key = self._key(container)
+            await self._bbs.remove(key.process_guid, key.index, self._instance(container))
+            return
         self._containers.run(container, lives.lrp_life(lrp, container, lambda: self._containers.running(container)))
 
     async def _claim(self, container: Container) -> bool:
@@ -174,9 +186,18 @@ class Rep:
         if not should_start or container.state is not State.RESERVED:
             return
         definition = (await self._bbs.task(container.guid)).task_definition
+        if container.state is not State.RESERVED:
+            return
+        try:
+            self._containers.prepare(container, lives.task_environment(definition), ())
+            lives.say_what_is_missing(definition, container)
+        except OSError as problem:
+            log.warning("%s cannot be run: %s", container.guid, problem)
+            cell_id = self._settings.cell_id
+            await self._try(self._bbs.complete_task(container.guid, cell_id, True, "failed to run container", ""))
+            await self._containers.delete(container.guid)
+            return
         container.result_file = definition.result_file
-        self._containers.prepare(container, lives.task_environment(definition), ())
-        lives.say_what_is_missing(definition, container)
         self._containers.run(container, lives.task_life(definition, container))
 
     async def _report_task_end(self, container: Container) -> None:
@@ -188,12 +209,12 @@ class Rep:
 
     async def _complete_task(self, container: Container) -> None:
         failed, reason, result = container.failed, container.reason, ""
-        if container.result_file and not failed:
+        if container.result_file:
             try:
                 with container.sandbox.path(container.result_file).open("rb") as file:
                     result = file.read(lives.RESULT_LIMIT).decode(errors="replace")
             except OSError:
-                failed, reason = True, "failed to fetch result"
+                failed, reason = True, reason if failed else "failed to fetch result"
         cell_id = self._settings.cell_id
         try:
             await self._bbs.complete_task(container.guid, cell_id, failed, reason, result)
@@ -252,6 +273,10 @@ TASK_STEPS: Mapping[State, Step] = {
     State.RUNNING: Rep._start_task,
     State.COMPLETED: Rep._report_task_end,
 }
+
+
+def _is_evacuating(lrp: models.ActualLRP) -> bool:
+    return lrp.presence == models.ActualLRP.EVACUATING
 
 
 def _internal_routes(lrp: models.DesiredLRP) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError
 
 from bbs_server.core.desired_lrp_forms import sent_metric_tags
 from bbs_server.core.json_columns import dump_metric_tags
+from bbs_server.core.log import Log
 from bbs_server.store.errors import DATABASE_FAILURES, MigrationFailed, driver_text
-from bbs_server.store.log import Log
 from bbs_server.store.sealing import Keys, Undecodable
 from bbs_server.store.sql import STATEMENTS
 
