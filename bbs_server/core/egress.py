@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from bbs_protos import models_pb2 as models
@@ -121,6 +122,7 @@ def _is_cidr(address: str, mask: str) -> bool:
     return int(digits[1]) <= (128 if ":" in address else 32)
 
 
+@lru_cache(maxsize=1024)  # nearly all definitions of a deployment name the same few networks
 def _address(text: str) -> bytes | None:
     """The 16 bytes of an IP address, IPv4 as `::ffff:a.b.c.d`; None if it is none. Zones are not allowed."""
     try:
