@@ -14,9 +14,17 @@ import tenacity
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import DecodeError, Message
 
-from bbs_server.client import events
-from bbs_server.client.errors import ClientError, Failed, NoAnswer, NotActive, StreamEnded, Unreachable, explain
-from bbs_server.client.events import StreamEvent
+from bbs_server.client.errors import (
+    TROUBLE,
+    ClientError,
+    Failed,
+    NoAnswer,
+    NotActive,
+    StreamEnded,
+    Unreachable,
+    explain,
+)
+from bbs_server.client.events import EventStream, StreamEvent
 from bbs_server.client.target import Target
 
 R = TypeVar("R", bound=Message)
@@ -43,6 +51,7 @@ class Client:
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self._streams: set[EventStream] = set()
         # Without proxies of the environment, as a Go client has it: a BBS is inside.
         transport = httpx.AsyncHTTPTransport(
             verify=target.tls(),
@@ -63,6 +72,9 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
+        """End all streams and connections."""
+        for stream in tuple(self._streams):
+            await stream.aclose()
         await self._http.aclose()
 
     # domains, cells, ping
@@ -252,22 +264,26 @@ class Client:
             if event is not None:
                 yield event
 
-    async def subscribe(self, path: str, cell_id: str = "") -> AsyncIterator[StreamEvent | None]:
+    def subscribe(self, path: str, cell_id: str = "") -> EventStream:
         """A stream by its path: None once subscribed, then the events, until StreamEnded."""
-        async for event in events.read(self._http, path, models.EventsByCellId(cell_id=cell_id)):
-            yield event
+        stream = EventStream(self._http, path, models.EventsByCellId(cell_id=cell_id), self._streams.discard)
+        self._streams.add(stream)
+        return stream
 
     async def follow(self, path: str, cell_id: str = "") -> AsyncIterator[StreamEvent | None]:
         """Like `subscribe`, but for ever: None marks each new subscription, after which to list again."""
         pause = _FIRST_PAUSE
         while True:
+            stream = self.subscribe(path, cell_id)
             try:
-                async for event in self.subscribe(path, cell_id):
+                async for event in stream:
                     pause = _FIRST_PAUSE
                     yield event
             except _ENDINGS:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, _LONGEST_PAUSE)
+            finally:
+                await stream.aclose()
 
     # plumbing
 
@@ -307,7 +323,7 @@ class Client:
                 content=request.SerializeToString() if request else b"",
                 headers={"Content-Type": "application/x-protobuf"},
             )
-        except httpx.HTTPError as problem:
+        except TROUBLE as problem:
             raise explain(problem, self.target.url) from problem
         if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             raise NotActive(f"{self.target.url} is still starting")

@@ -50,6 +50,10 @@ class StreamEnded(ClientError):
     """The BBS ended an event stream: it shut down, or the reader was too slow."""
 
 
+TROUBLE = (httpx.HTTPError, httpx.InvalidURL, OSError)
+"""What the HTTP library raises; TLS alerts that come with the answer pass through it as they are."""
+
+
 def explain(problem: Exception, url: str) -> ClientError:
     """The error of ours for one of the HTTP library's."""
     cause = _tls_cause(problem)

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
+from bbs_server.core.go_json import escaped
+
 M = TypeVar("M", bound=Message)
 
 Row = Mapping[str, Any]
-_ESCAPES = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 _PRESENT_ONLY = ("ResourceLimits", "DesiredLRPUpdate", "ActualLRPsRequest")
 """Messages whose oneof members appear exactly when they are present, zero included."""
 
@@ -29,10 +30,12 @@ class NotThatMessage(ValueError):
 
 def dumps(message: Message) -> str:
     """The message as one line, byte for byte what the reference prints."""
-    text = json.dumps(as_dict(message), ensure_ascii=False, separators=(",", ":"))
-    for character, escape in _ESCAPES:
-        text = text.replace(character, escape)
-    return text
+    return dumps_value(as_dict(message))
+
+
+def dumps_value(value: Any) -> str:
+    """JSON values as one line, with the escapes of the reference."""
+    return escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
@@ -54,13 +55,30 @@ def boolean(value: bool) -> str:
 # -- reading -----------------------------------------------------------------------------
 
 
-def refuse_constant(constant: str) -> NoReturn:
-    """For decoders: NaN and Infinity, which Python reads, are not JSON."""
+def _refuse_constant(constant: str) -> NoReturn:
+    """NaN and Infinity, which Python reads, are not JSON."""
     raise NotJSON(f"invalid character '{constant[0]}' looking for beginning of value")
 
 
-DECODER = json.JSONDecoder(parse_int=float, parse_constant=refuse_constant)
+DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
 """For texts whose numbers do not matter: an integer of thousands of digits would be refused."""
+
+
+class Object(list[tuple[str, Any]]):
+    """A JSON object as its members in order, duplicates kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A JSON number as it is spelled."""
+
+    text: str
+
+
+EXACT = json.JSONDecoder(
+    object_pairs_hook=Object, parse_int=Number, parse_float=Number, parse_constant=_refuse_constant
+)
+"""Gives objects as `Object` and numbers as `Number`."""
 
 
 def parse(source: str, decoder: json.JSONDecoder = DECODER) -> Any:
@@ -77,7 +95,7 @@ def complaint(source: str, problem: Exception) -> str:
         return "exceeded max depth"
     at = problem.pos
     if at >= len(source) or problem.msg.startswith("Unterminated string"):
-        return _ENDED
+        return ENDED
     if problem.msg.startswith("Invalid \\"):
         at += 1
         where = "in string escape code"
@@ -88,11 +106,11 @@ def complaint(source: str, problem: Exception) -> str:
     else:
         where = _AFTER.get(problem.msg, "looking for beginning of value")
     if at >= len(source):
-        return _ENDED
+        return ENDED
     return f"invalid character {_character(source[at])} {where}"
 
 
-_ENDED = "unexpected end of JSON input"
+ENDED = "unexpected end of JSON input"
 _LITERALS = {"t": "true", "f": "false", "n": "null"}
 _AFTER = {
     "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
@@ -110,7 +128,7 @@ def _literal(rest: str) -> str:
     for wanted, found in zip(word[1:], rest[1:], strict=False):
         if wanted != found:
             return f"invalid character {_character(found)} in literal {word} (expecting '{wanted}')"
-    return _ENDED
+    return ENDED
 
 
 def _innermost(source: str) -> str:
@@ -125,8 +143,11 @@ def _innermost(source: str) -> str:
 
 
 def _character(character: str) -> str:
-    spelled = {"'": "\\'", '"': '"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return f"'{spelled.get(character, text(character))}'"
+    """The reference reads bytes, so it names the first one of a character."""
+    byte = chr(text(character).encode()[0])
+    if byte in "'\\":
+        return f"'\\{byte}'"
+    return f"'{byte if byte.isprintable() else repr(byte)[1:-1]}'"
 
 
 def kind(value: Any) -> str:

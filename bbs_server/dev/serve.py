@@ -70,7 +70,7 @@ async def _serve(layout: Layout) -> int:
     starting.cancel()
     await stack.down()
     await runner.cleanup()
-    held.close()
+    # `held` stays open: the lock goes with the process.
     return status
 
 

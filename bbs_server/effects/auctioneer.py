@@ -12,10 +12,10 @@ from typing import Any, Generic, TypeVar
 
 from bbs_server.core.errors import Error
 from bbs_server.core.go_json import string, strings
+from bbs_server.core.log import Log, silent
 from bbs_server.core.outcome import AuctionLRPs, AuctionTasks, LRPStart, TaskStart
 from bbs_server.effects.background import Background
 from bbs_server.effects.peer import BadStatus, NoAnswer, Peer
-from bbs_server.store.log import Log, silent
 
 ACCEPTED = 202
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from bbs_server.store.log import Log, silent
+from bbs_server.core.log import Log, silent
 
 STARTS_PER_TURN = 50
 

@@ -10,11 +10,11 @@ from google.protobuf.message import DecodeError
 from bbs_server.core import tasks
 from bbs_server.core.errors import Refused
 from bbs_server.core.go_json import boolean, string
+from bbs_server.core.log import Log, silent
 from bbs_server.core.records import Task
 from bbs_server.effects.background import Background
 from bbs_server.effects.peer import NoAnswer, Peer
 from bbs_server.effects.writing import Writing
-from bbs_server.store.log import Log, silent
 
 ATTEMPTS = 3
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bbs_server.core.errors import Error
+from bbs_server.core.log import Log, silent
 from bbs_server.core.outcome import (
     AuctionLRPs,
     AuctionTasks,
@@ -27,7 +28,6 @@ from bbs_server.effects.reps import CellLookup, Reps
 from bbs_server.effects.retire import Retirement
 from bbs_server.effects.task_counts import TaskCounts
 from bbs_server.effects.writing import Writing
-from bbs_server.store.log import Log, silent
 
 FollowUp = Awaitable[Error | None]
 

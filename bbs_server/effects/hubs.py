@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from bbs_server.core.event_messages import Revision, passes, payload
+from bbs_server.core.log import Log, silent
 from bbs_server.core.outcome import Event, Group, Hub
-from bbs_server.store.log import Log, silent
 
 BUFFER = 1024
 """Events of one hub that may wait for a subscriber which is busy writing; one more and it is dropped."""

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import grpc
 from bbs_protos import locket_pb2 as pb
 
+from bbs_server.core.log import Log, silent
 from bbs_server.effects import rpc_errors
-from bbs_server.store.log import Log, silent
 
 KEY = "bbs"
-STANDBY_INTERVAL = 0.5
-"""Longest pause, in s, between a standby's attempts. The reference's is the whole `lock_retry_interval`, which makes a
+STANDBY_INTERVAL = 0.25
+"""Longest pause, in s, while another one holds the lock. The reference's is the whole `lock_retry_interval`, which makes a
 fail-over take up to that much longer than the lock lives."""
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -68,7 +68,8 @@ class MasterLock:
         if problem is not None:
             self._note("error", "failed-to-acquire-lock", problem.data | await self._owner())
         while problem is not None:
-            await self._sleep(min(self._interval, STANDBY_INTERVAL))
+            collision = problem.code is grpc.StatusCode.ALREADY_EXISTS
+            await self._sleep(min(self._interval, STANDBY_INTERVAL) if collision else self._interval)
             problem = await self._lock(timeout=self._interval, wait=True)
             if problem is not None and problem.code is not grpc.StatusCode.ALREADY_EXISTS:
                 self._note("error", "failed-to-acquire-lock", problem.data)

@@ -6,7 +6,6 @@ ignored, and a value of the wrong type makes the whole presence unreadable.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,26 +13,16 @@ from typing import Any
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 
-from bbs_server.core.go_json import NotJSON, parse, refuse_constant, text
+from bbs_server.core.go_json import EXACT, NotJSON, Number, Object, parse, text
 
 _INT32 = range(-(2**31), 2**31)
-
-
-class _Object(list[tuple[str, Any]]):
-    """A JSON object as its members, duplicates kept."""
-
-
-class _Number(str):
-    """A JSON number as it is spelled."""
-
-    __slots__ = ()
 
 
 def load(value: str | bytes) -> models.CellPresence:
     """Read a presence. Raises NotJSON, with the reference's text where it is known."""
     source = text(value)
     presence = models.CellPresence()
-    _fill(presence, parse(source, _DECODER), _Place("", "models.CellPresence"), _PRESENCE)
+    _fill(presence, parse(source, EXACT), _Place("", "models.CellPresence"), _PRESENCE)
     return presence
 
 
@@ -59,7 +48,7 @@ Reader = Callable[[Message, Any], None]
 def _fill(message: Message, value: Any, place: _Place, members: Mapping[str, Reader]) -> None:
     if value is None:
         return
-    if not isinstance(value, _Object):
+    if not isinstance(value, Object):
         raise place.mismatch(value)
     for name, member in value:
         reader = members.get(name.lower())
@@ -70,7 +59,7 @@ def _fill(message: Message, value: Any, place: _Place, members: Mapping[str, Rea
 def _string(value: Any, place: _Place) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or isinstance(value, _Number):
+    if not isinstance(value, str):
         raise place.mismatch(value)
     return text(value)
 
@@ -88,9 +77,11 @@ def _int32(field: str, path: str) -> Reader:
     place = _Place(path, "int32")
 
     def read(message: Message, value: Any) -> None:
-        if not isinstance(value, _Number) or not re.fullmatch("-?[0-9]{1,10}", value) or int(value) not in _INT32:
+        if not isinstance(value, Number) or not re.fullmatch("-?[0-9]{1,10}", value.text):
             raise place.mismatch(value)
-        setattr(message, field, int(value))
+        if int(value.text) not in _INT32:
+            raise place.mismatch(value)
+        setattr(message, field, int(value.text))
 
     return read
 
@@ -125,7 +116,7 @@ def _providers(message: Any, value: Any) -> None:
 
 def _annotations(message: Any, value: Any) -> None:
     path = "CellPresence.annotations"
-    if not isinstance(value, _Object):
+    if not isinstance(value, Object):
         raise _Place(path, "map[string]string").mismatch(value)
     for name, member in value:
         message.annotations[text(name)] = _string(member, _Place(path, "string"))
@@ -153,17 +144,12 @@ _PROVIDER: Mapping[str, Reader] = {
 
 def _kind(value: Any) -> str:
     match value:
-        case _Number():
-            return f"number {value}"
+        case Number():
+            return f"number {value.text}"
         case str():
             return "string"
         case bool():
             return "bool"
-        case _Object():
+        case Object():
             return "object"
     return "array"
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_Object, parse_int=_Number, parse_float=_Number, parse_constant=refuse_constant
-)

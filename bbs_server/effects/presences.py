@@ -11,8 +11,8 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core.errors import RESOURCE_NOT_FOUND, Refused, unknown
 from bbs_server.core.go_json import NotJSON
+from bbs_server.core.log import Log, silent
 from bbs_server.effects import presence_json, rpc_errors
-from bbs_server.store.log import Log, silent
 
 
 class PresenceCalls(Protocol):

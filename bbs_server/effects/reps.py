@@ -10,11 +10,11 @@ from bbs_protos import models_pb2 as models
 from bbs_server.core.errors import Error, Refused, unknown
 from bbs_server.core.go_json import string
 from bbs_server.core.json_columns import dump_hostnames, dump_tags
+from bbs_server.core.log import Log, silent
 from bbs_server.core.outcome import CancelTask, StopInstance, UpdateInstance
 from bbs_server.effects import urls
 from bbs_server.effects.background import Background, Lanes
 from bbs_server.effects.peer import BadStatus, NoAnswer, Peer
-from bbs_server.store.log import Log, silent
 
 ACCEPTED = 202
 NOT_FOUND = 404

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bbs_server.core import actual_lrps
 from bbs_server.core.errors import RESOURCE_NOT_FOUND, Error, Refused, unknown
+from bbs_server.core.log import Log, silent
 from bbs_server.core.outcome import Retire
 from bbs_server.core.records import CRASHED, UNCLAIMED
 from bbs_server.effects.peer import BadStatus, NoAnswer
 from bbs_server.effects.reps import CellLookup, Reps, address
 from bbs_server.effects.writing import Writing
-from bbs_server.store.log import Log, silent
 
 ATTEMPTS = 5
 

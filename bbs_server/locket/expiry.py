@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bbs_server.core.log import Log
 from bbs_server.locket.locks import Lock, Locks
 from bbs_server.locket.refusal import Refusal
-from bbs_server.store.log import Log
 
 _LONGEST = 100 * 365 * 86400
 """Seconds; longer timers are cut, so that any ttl can be one."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bbs_server.core.log import Log, silent
 from bbs_server.locket.locks import Lock
-from bbs_server.store.log import Log, silent
 
 OPERATION_LIMIT = 10.0
 """Seconds that the work of one call may take."""

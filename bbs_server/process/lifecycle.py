@@ -9,7 +9,6 @@ from typing import Any
 
 from bbs_server.core.encoding import Answer
 from bbs_server.core.outcome import Command, Query
-from bbs_server.page import LocalFeed, start_page
 from bbs_server.process import garbage
 from bbs_server.process.config import BBSConfig
 from bbs_server.process.converger import Converger
@@ -277,6 +276,9 @@ class Life:
         await converger.run(self._config.converge_repeat_interval, ready, stopping)
 
     async def _run_page(self, ready: Ready, stopping: asyncio.Event) -> None:
+        # Imported here, as few processes serve the page and all of them should start fast.
+        from bbs_server.page import LocalFeed, start_page
+
         address = self._config.page_listen_address
         registries = [] if self._prometheus is None else [self._prometheus.registry]
         feed = LocalFeed(self._writer, self._parts.hubs, self._parts.presences, registries)
