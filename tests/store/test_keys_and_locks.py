@@ -128,7 +128,8 @@ async def test_advisory_lock(open_store: Any, psql: asyncpg.Connection[Any]) -> 
     await first.release()
     await asyncio.wait_for(waiting, 5)
     lost = asyncio.create_task(second.lost(0.05))
-    third = asyncio.create_task(opened.database.advisory_lock().acquire())
+    other = opened.database.advisory_lock()
+    third = asyncio.create_task(other.acquire())
     done, _ = await asyncio.wait((lost, third), timeout=0.2)
     assert not done
     holder = (
@@ -139,6 +140,22 @@ async def test_advisory_lock(open_store: Any, psql: asyncpg.Connection[Any]) -> 
     assert await asyncio.wait_for(lost, 5)
     await asyncio.wait_for(third, 5)
     await second.release()
+
+    # Without anybody who waits for it, it is taken again.
+    lost = asyncio.create_task(other.lost(0.05))
+    mine = (
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
+        "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    before = await psql.fetchval(mine)
+    await psql.execute(holder)
+    async with asyncio.timeout(5):
+        while await psql.fetchval(mine) in (before, None):
+            await asyncio.sleep(0.01)
+    done, _ = await asyncio.wait((lost,), timeout=0.2)
+    assert not done
+    lost.cancel()
+    await other.release()
 
 
 async def test_health_check(open_store: Any, psql: asyncpg.Connection[Any]) -> None:

@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 from bbs_protos import models_pb2 as models
 
+from bbs_server.core.log import silent
 from bbs_server.store import migrations
 from bbs_server.store.errors import MigrationFailed, StartFailure
-from bbs_server.store.log import silent
 from bbs_server.store.migrations import CURRENT, VERSIONS, apply, migrate, store_version
 from bbs_server.store.opening import open_database
 from bbs_server.store.sealing import Keys

@@ -77,3 +77,28 @@ async def test_restart_under_load(
         await server.serving()
         async with Client(server) as client:
             assert await client.listed() == found
+
+
+async def test_restart_without_locket(
+    disturbed: EmbeddedPostgres, database: str, tmp_path: Path, certificates: Any
+) -> None:
+    """The advisory lock goes with the database, and is taken again."""
+    with Programs(tmp_path, certificates, database) as programs:
+        server = programs.bbs()
+        server.start()
+        await server.serving()
+        async with Load(server, "p") as load:
+            await load.goes_on(50)
+            await asyncio.to_thread(disturbed.stop, signal.SIGINT)
+            await load.fails(10)
+            await asyncio.to_thread(restart_postgres, disturbed)
+            await load.goes_on(50, limit=2 * RECOVERY)
+        assert server.alive
+        async with Client(server) as client:
+            assert load.problems(await client.listed()) == []
+        psql = await asyncpg.connect(database)
+        async with asyncio.timeout(RECOVERY):
+            while not await psql.fetchval("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"):
+                await asyncio.sleep(0.01)
+        await psql.close()
+        assert server.alive

@@ -1,0 +1,60 @@
+"""The standby takes over from a killed server within the life of its lock plus a second, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from safety import Client, Front, Load, Programs, desire_task
+
+from bbs_server.client import Client as StockClient
+from bbs_server.client import Target
+
+TTL = 5
+
+
+async def test_failover_under_load(tmp_path: Path, certificates: Any, postgres_url: str) -> None:
+    with Programs(tmp_path, certificates, postgres_url) as programs:
+        locket = programs.locket()
+        locket.start()
+        await locket.until_logged("locket.started")
+        active, standby = (programs.bbs(**programs.behind(locket, f"{TTL}s", "2s")) for _ in range(2))
+        active.start()
+        await active.serving()
+        standby.start()
+        await standby.until_logged(".locket-lock.failed-to-acquire-lock")
+        async with Front(active, standby) as front:
+            identity = (certificates.ca, certificates.client_cert, certificates.client_key)
+            async with StockClient(Target(f"https://{front.address}", *identity)) as follower:
+                seen: asyncio.Queue[str | None] = asyncio.Queue()
+                following = asyncio.create_task(follow(follower, seen))
+                async with asyncio.timeout(10):
+                    assert await seen.get() is None
+                async with Load(front, "load") as load:
+                    await load.goes_on(200)
+                    active.kill()
+                    assert await standby.serving() <= TTL + 1
+                    await load.watch()
+                    await load.goes_on(200)
+                async with Client(standby) as client:
+                    assert load.problems(await client.listed()) == []
+                    # The follower has subscribed again by itself, or does so in a moment.
+                    async with asyncio.timeout(10):
+                        while await seen.get() is not None:
+                            pass
+                    await client.must("/v1/tasks/desire.r2", desire_task("the-last"))
+                    async with asyncio.timeout(10):
+                        while await seen.get() != "the-last":
+                            pass
+                following.cancel()
+                await asyncio.wait([following])
+
+
+async def follow(client: StockClient, seen: asyncio.Queue[str | None]) -> None:
+    """The guids of new tasks; None for each subscription."""
+    async for event in client.follow("/v1/events/tasks.r1"):
+        if event is None:
+            seen.put_nowait(None)
+        elif event.name == "task_created":
+            seen.put_nowait(event.message.task.task_guid)  # type: ignore[attr-defined]
