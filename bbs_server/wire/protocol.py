@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
-from bbs_server.core.encoding import Elements, encode
+from bbs_server.core.encoding import Answer, Elements, encode
 from bbs_server.core.errors import INVALID_REQUEST, UNREADABLE_BODY, Error, Refused, invalid_fields, unknown
 from bbs_server.wire import answers, streams
 from bbs_server.wire.decoding import Undecodable, decode
 from bbs_server.wire.framing import BrokenBody, Head, Inbox, Refusal
-from bbs_server.wire.observer import Call
+from bbs_server.wire.observer import Call, Observer
 from bbs_server.wire.routes import BY_PATH, Kind, Route
 from bbs_server.wire.tls import Channel
-
-if TYPE_CHECKING:
-    from bbs_server.wire.server import Server
 
 _INBOX_LIMIT = 256 << 10
 _UNREAD_LIMIT = 256 << 10
 _PONG = b"\x08\x01"
+
+
+class Host(Protocol):
+    """What a connection needs of the server that it belongs to."""
+
+    hubs: streams.Hubs
+    ready: Callable[[], bool]
+    observer: Observer
+    draining: bool
+    connections: set[Connection]
+    loop: asyncio.AbstractEventLoop
+
+    async def perform(self, route: Route, request: Any, request_id: str) -> Answer:
+        """Carry out a decoded, valid request. Raises Refused."""
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone."""
 
 
 class Connection:
@@ -47,7 +61,7 @@ class Connection:
         "_task",
     )
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Host) -> None:
         self._server = server
         self._inbox = Inbox()
         self._head: Head | None = None

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core.encoding import Answer
-from bbs_server.core.event_messages import Revision
-from bbs_server.core.outcome import Command, Hub, Query
+from bbs_server.core.outcome import Command, Query
 from bbs_server.wire.observer import Observer, Silence
 from bbs_server.wire.protocol import Connection
 from bbs_server.wire.routes import Kind, Route
-from bbs_server.wire.streams import Subscription
+from bbs_server.wire.streams import Hubs
 from bbs_server.wire.tls import Channel
 
 _BACKLOG = 4096
@@ -38,13 +37,6 @@ class Presences(Protocol):
 
     async def all(self) -> Sequence[models.CellPresence]:
         """Raises Refused when Locket does not answer."""
-
-
-class Hubs(Protocol):
-    """The sources of events."""
-
-    def subscribe(self, hubs: Sequence[Hub], revision: Revision, cell_id: str) -> Subscription:
-        """Raises when a hub is closed."""
 
 
 class Server:

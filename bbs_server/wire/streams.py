@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from bbs_server.core.event_messages import Revision
+from bbs_server.core.outcome import Hub
 from bbs_server.wire.answers import LAST_CHUNK
 from bbs_server.wire.tls import Channel
 
@@ -19,6 +21,13 @@ class Subscription(Protocol):
 
     def close(self) -> None:
         """Take no further event."""
+
+
+class Hubs(Protocol):
+    """The sources of events."""
+
+    def subscribe(self, hubs: Sequence[Hub], revision: Revision, cell_id: str) -> Subscription:
+        """Raises when a hub is closed."""
 
 
 async def relay(channel: Channel, subscription: Subscription, done: Callable[[], None]) -> None:
