@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -16,7 +15,8 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.cli.output import show
 from bbs_server.cli.settings import INVALID, Settings, ask, explained, fail, settings_of
-from bbs_server.client import Target
+from bbs_server.client import ClientError, Target
+from bbs_server.client.json_form import dumps_value
 
 app = typer.Typer()
 T = TypeVar("T")
@@ -59,13 +59,13 @@ def _find(context: typer.Context, cell_id: str) -> models.CellPresence:
 
 
 def _print_state(settings: Settings, presence: models.CellPresence) -> None:
-    tls = Target(presence.rep_url, settings.ca, settings.cert, settings.key, settings.skip_verify).tls()
     try:
-        answer = httpx.get(f"{presence.rep_url}/state", verify=tls, timeout=settings.timeout)
+        tls = Target(presence.rep_url, settings.ca, settings.cert, settings.key, settings.skip_verify).tls()
+        answer = httpx.get(f"{presence.rep_url}/state", verify=tls, timeout=settings.timeout, trust_env=False)
         state = answer.json()
-    except (httpx.HTTPError, ValueError) as problem:
+    except (httpx.HTTPError, ClientError, OSError, ValueError) as problem:
         fail(f"{presence.cell_id} at {presence.rep_url} gives no state: {problem}")
-    sys.stdout.write(json.dumps(state, separators=(",", ":")) + "\n")
+    sys.stdout.write(dumps_value(state) + "\n")
 
 
 @app.command()

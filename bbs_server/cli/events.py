@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Annotated, Any
@@ -13,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from bbs_server.cli.settings import ask, settings_of
-from bbs_server.client import Client, ClientError, StreamEvent
-from bbs_server.client.json_form import as_dict
+from bbs_server.client import Client, StreamEvent
+from bbs_server.client.json_form import as_dict, dumps_value
 
 app = typer.Typer()
 
@@ -34,6 +33,10 @@ def lrp_events(
     context: typer.Context,
     cell: Annotated[str, typer.Option("--cell-id", "-c", help="Only instance events of this cell.")] = "",
     groups: Annotated[bool, typer.Option("--groups", help="The deprecated events of groups.")] = False,
+    without_groups: Annotated[
+        bool,
+        typer.Option("--exclude-actual-lrp-groups", "-x", hidden=True, help="Accepted as cfdot has it: the default."),
+    ] = False,
     keep: Watch = False,
 ) -> None:
     """Print events of desired LRPs and instances until the stream ends."""
@@ -50,20 +53,12 @@ def _print(context: typer.Context, path: str, cell: str, keep: bool) -> None:
             if event is None:
                 continue
             if settings.json:
-                data = json.dumps({"type": event.name, "data": as_dict(event.message)}, ensure_ascii=False)
-                sys.stdout.write(data + "\n")
+                sys.stdout.write(dumps_value({"type": event.name, "data": as_dict(event.message)}) + "\n")
                 sys.stdout.flush()
             else:
                 console.print(_human(event))
 
-    async def read_or_end(bbs: Client) -> None:
-        try:
-            await read(bbs)
-        except ClientError as problem:
-            console.print(Text(str(problem), style="yellow")) if not settings.json else None
-            raise
-
-    ask(context, read_or_end)
+    ask(context, read)
 
 
 def _human(event: StreamEvent) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -14,6 +15,9 @@ from bbs_server.cli.watch import watch
 from bbs_server.client import Client
 
 app = typer.Typer()
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_PIECE = r"(\d+(?:\.\d+)?)(ms|s|m|h)"
 
 Guid = Annotated[str, typer.Argument(metavar="PROCESS_GUID")]
 Domain = Annotated[str, typer.Option("--domain", "-d", help="Only those of this domain.")]
@@ -133,7 +137,9 @@ def domains(context: typer.Context) -> None:
 def set_domain(
     context: typer.Context,
     domain: Annotated[str, typer.Argument(metavar="DOMAIN")],
-    ttl: Annotated[str, typer.Option("--ttl", "-t", help="How long it is fresh: 60, 60s, 5m; 0 is for ever.")] = "0",
+    ttl: Annotated[
+        str, typer.Option("--ttl", "-t", help="How long it is fresh: 60, 60s, 5m, 1h30m; 0 is for ever.")
+    ] = "0",
 ) -> None:
     """Mark a domain as fresh."""
     seconds = _seconds(ttl)
@@ -141,8 +147,9 @@ def set_domain(
 
 
 def _seconds(text: str) -> int:
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, factor = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    if not number.isdigit():
-        fail(f"invalid ttl {text!r}: use a number of seconds, or 60s, 5m, 1h", INVALID)
-    return int(number) * factor
+    """Seconds of a plain number or of a duration as Go writes it, rounded down."""
+    if text.isdecimal():
+        return int(text)
+    if not re.fullmatch(rf"({_PIECE})+", text):
+        fail(f"invalid ttl {text!r}: use a number of seconds, or 60s, 5m, 1h30m", INVALID)
+    return int(sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PIECE, text)))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bbs_server.cli import cells, events, lrps, tasks
+from bbs_server.cli import cells, events, lrps, tasks, wait
 from bbs_server.cli.settings import Settings, on_terminal
 
 
@@ -42,10 +42,20 @@ def _options_first(params: Sequence[Any], args: list[str]) -> list[str]:
 app = typer.Typer(
     cls=AnywhereGroup,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="Talk to a Diego BBS. One JSON line per record when the output is no terminal, tables otherwise.",
 )
-for part in (tasks.app, lrps.app, events.app, cells.app):
-    app.registered_commands += part.registered_commands
+_PANELS = {
+    "Tasks": tasks.app,
+    "LRPs and domains": lrps.app,
+    "Events": events.app,
+    "Waiting": wait.app,
+    "Cells and Locket": cells.app,
+}
+for panel, part in _PANELS.items():
+    for command in part.registered_commands:
+        command.rich_help_panel = panel
+        app.registered_commands.append(command)
 
 
 @app.command()

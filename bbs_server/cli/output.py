@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bbs_server.cli.settings import Settings
+from bbs_server.cli.settings import Settings, on_terminal
 from bbs_server.client import json_form
 
 Column = tuple[str, Callable[[Any], Any]]
@@ -32,13 +31,21 @@ _STYLES = {
 }
 
 
+_PIPE_WIDTH = 240
+
+
+def console() -> Console:
+    """As wide as the terminal; a table that goes elsewhere gets room for one line per record."""
+    return Console(width=None if on_terminal() else _PIPE_WIDTH)
+
+
 def show(settings: Settings, messages: Iterable[Message], kind: type[Message]) -> None:
     """Print messages of one type: JSON lines, or a table with the columns of `COLUMNS`."""
     if settings.json:
         for message in messages:
             line(message)
     else:
-        Console().print(table(messages, kind))
+        console().print(table(messages, kind))
 
 
 def line(message: Message) -> None:
@@ -49,18 +56,18 @@ def plain(settings: Settings, title: str, texts: Iterable[str]) -> None:
     """Print texts: JSON strings, or a table of one column."""
     if settings.json:
         for text in texts:
-            sys.stdout.write(json.dumps(text, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_form.dumps_value(text) + "\n")
         return
     out = _table([title])
     for text in texts:
         out.add_row(Text(text))
-    Console().print(out)
+    console().print(out)
 
 
 def table(messages: Iterable[Message], kind: type[Message]) -> Table:
     columns = COLUMNS[kind]
     out = _table([name for name, _ in columns])
-    for message in messages:
+    for message in sorted(messages, key=ORDERS.get(kind, _as_given)):
         out.add_row(*(_cell(value(message)) for _, value in columns))
     return out
 
@@ -102,6 +109,17 @@ def _ports(lrp: models.ActualLRP) -> str:
 def _problem(lrp: models.ActualLRP) -> str:
     return lrp.placement_error or (f"crashed {lrp.crash_count}x: {lrp.crash_reason}" if lrp.crash_count else "")
 
+
+def _as_given(_: Message) -> Any:
+    return 0
+
+
+ORDERS: Mapping[type[Message], Callable[[Any], Any]] = {
+    models.ActualLRP: lambda m: (m.actual_lrp_key.process_guid, m.actual_lrp_key.index, m.presence),
+    models.CellPresence: lambda m: m.cell_id,
+    models.Task: lambda m: m.created_at,
+}
+"""How tables are sorted; JSON lines come as the server lists them."""
 
 COLUMNS: Mapping[type[Message], Sequence[Column]] = {
     models.Task: (

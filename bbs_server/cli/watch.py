@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -13,6 +15,9 @@ from bbs_server.cli.output import line, table
 from bbs_server.cli.settings import ask, settings_of
 from bbs_server.client import Client
 
+_PAUSE = 0.2
+"""Seconds between two lists: a burst of events is one change to look at."""
+
 
 def watch(
     context: typer.Context,
@@ -20,17 +25,38 @@ def watch(
     path: str,
     read: Callable[[Client], Coroutine[Any, Any, Sequence[Message]]],
 ) -> None:
-    """List anew after every event, until Ctrl-C. With JSON output each new list is printed whole."""
+    """List anew after events, until Ctrl-C. With JSON output each new list is printed whole."""
     settings = settings_of(context)
 
-    async def follow(bbs: Client) -> None:
-        if settings.json:
-            async for _ in bbs.follow(path):
-                for message in await read(bbs):
-                    line(message)
-            return
-        with Live(refresh_per_second=4) as live:
-            async for _ in bbs.follow(path):
-                live.update(table(await read(bbs), kind))
+    async def follow(bbs: Client, put: Callable[[Sequence[Message]], None]) -> None:
+        changed = asyncio.Event()
 
-    ask(context, follow)
+        async def listen() -> None:
+            async for _ in bbs.follow(path):
+                changed.set()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(listen())
+            while True:
+                await changed.wait()
+                changed.clear()
+                put(await read(bbs))
+                await asyncio.sleep(_PAUSE)
+
+    async def run(bbs: Client) -> None:
+        try:
+            if settings.json:
+                await follow(bbs, _lines)
+                return
+            with Live(refresh_per_second=4) as live:
+                await follow(bbs, lambda messages: live.update(table(messages, kind)))
+        except* Exception as problems:
+            raise problems.exceptions[0] from None
+
+    ask(context, run)
+
+
+def _lines(messages: Sequence[Message]) -> None:
+    for message in messages:
+        line(message)
+    sys.stdout.flush()

@@ -96,7 +96,7 @@ def _bbs(layout: Layout, authority: Authority, part: str) -> Config:
         "encryption_keys": {"laptop": "a passphrase for this machine only"},
         "active_key_label": "laptop",
         "communication_timeout": "10s",
-        "converge_repeat_interval": "5s",
+        "converge_repeat_interval": "2s",
         "db_connection_timeout": "5s",
         "kick_task_duration": "10s",
         "expire_pending_task_duration": "30m",
@@ -138,7 +138,7 @@ def _cell(layout: Layout, authority: Authority, part: str) -> Config:
         "optional_placement_tags": [],
         "presence_ttl_seconds": 5,
         "presence_interval_seconds": 1,
-        "sync_interval_seconds": 5,
+        "sync_interval_seconds": 3,
         "evacuation_timeout_seconds": EVACUATION_SECONDS,
     }
 
