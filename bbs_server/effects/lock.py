@@ -16,8 +16,8 @@ from bbs_server.effects import rpc_errors
 
 KEY = "bbs"
 STANDBY_INTERVAL = 0.25
-"""Longest pause, in s, while another one holds the lock. The reference's is the whole `lock_retry_interval`, which makes a
-fail-over take up to that much longer than the lock lives."""
+"""Longest pause, in s, while another one holds the lock. The reference waits a whole `lock_retry_interval`, so that its
+fail-over takes up to that much longer than the lock lives."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
