@@ -69,10 +69,13 @@ def explain(problem: Exception, url: str) -> ClientError:
     return NoAnswer(f"{url} gave no usable answer: {text or type(problem).__name__}")
 
 
+_ENDS = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""An end in the middle of the handshake comes from a server that goes, or from a proxy without one."""
+
+
 def _tls_cause(problem: BaseException | None) -> ssl.SSLError | None:
     while problem is not None:
-        # An end in the middle of the handshake comes from a server that goes, or from a proxy without one.
-        if isinstance(problem, ssl.SSLError) and not isinstance(problem, ssl.SSLEOFError):
+        if isinstance(problem, ssl.SSLError) and not isinstance(problem, _ENDS):
             return problem
         problem = problem.__cause__ or problem.__context__
     return None

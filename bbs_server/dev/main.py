@@ -204,7 +204,8 @@ def stopping(layout: Layout, only_on_interrupt: bool = False) -> Iterator[None]:
 
     A stack that was up before, or could not be started, is none of ours to stop.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell's background job starts with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         yield

@@ -144,7 +144,7 @@ def _unpack(file: Path, target: Path) -> None:
         if tarfile.is_tarfile(file):
             target.mkdir(parents=True, exist_ok=True)
             with tarfile.open(file) as archive:
-                archive.extractall(target, filter="data")
+                _extract(archive, target)
         elif zipfile.is_zipfile(file):
             target.mkdir(parents=True, exist_ok=True)
             shutil.unpack_archive(file, target, "zip")
@@ -153,6 +153,18 @@ def _unpack(file: Path, target: Path) -> None:
             shutil.copyfile(file, target)
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as problem:
         raise StepFailed(f"Unpacking failed: {problem}") from problem
+
+
+def _extract(archive: tarfile.TarFile, target: Path) -> None:
+    """Only files that stay in the target. Python before 3.11.4 does not know extraction filters."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(target, filter="data")
+        return
+    root = target.resolve()
+    for member in archive.getmembers():
+        if not (root / member.name).resolve().is_relative_to(root) or not (member.isfile() or member.isdir()):
+            raise StepFailed(f"Unpacking failed: {member.name} does not stay in the folder")
+    archive.extractall(target)
 
 
 async def _upload(action: models.UploadAction, sandbox: Sandbox) -> None:
