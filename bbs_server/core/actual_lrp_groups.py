@@ -1,6 +1,7 @@
 """The deprecated group lists: instances of one index shown as a pair (actual-lrps.md 5.3).
 
-Rows are filtered first and grouped then, so that a filter may leave half of a pair.
+Rows are filtered first and grouped then, so that a filter may leave half of a pair. Lists group by the whole
+key: rows of one index that differ in their domain are no pair.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def list_by_process_guid(state: State, request: models.ActualLRPGroupsByProcessG
 
 
 def get_by_index(state: State, request: models.ActualLRPGroupByProcessGuidAndIndexRequest, context: Context) -> Answer:
-    groups = _groups(state.actual_lrps.where("instance", (lookup(request.process_guid), request.index)))
-    if not groups.records:
+    found = state.actual_lrps.where("instance", (lookup(request.process_guid), request.index))
+    rows = [row for row in found if not row.broken]
+    if not rows:
         raise Refused(RESOURCE_NOT_FOUND)
-    return groups
+    return Elements([element(encoded(lrp_events.resolve(rows)))])
 
 
 def encoded(group: Group) -> bytes:
@@ -51,12 +53,12 @@ def encoded(group: Group) -> bytes:
 
 
 def _groups(rows: Iterable[ActualLRP]) -> Elements:
-    """Groups in the order of the first row of each index. One is an element just as a list has."""
-    first: dict[tuple[str, int], ActualLRP] = {}
-    shared: dict[tuple[str, int], list[ActualLRP]] = {}
+    """Groups in the order of the first row of each key."""
+    first: dict[tuple[str, int, str], ActualLRP] = {}
+    shared: dict[tuple[str, int, str], list[ActualLRP]] = {}
     for row in rows:
         if not row.broken:
-            key = (row.process_guid, row.index)
+            key = (row.process_guid, row.index, row.domain)
             holder = first.setdefault(key, row)
             if holder is not row:
                 shared.setdefault(key, [holder]).append(row)

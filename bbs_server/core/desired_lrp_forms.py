@@ -302,6 +302,15 @@ def unreadable(record: DesiredLRP, form: Form) -> Error | None:
     return None
 
 
+def is_lost(record: DesiredLRP) -> bool:
+    """Whether a list of desired LRPs had to leave the record out because of its run info.
+
+    Quirk: such a row is deleted (desired-lrps.md 3.4), one that only a single read met is not. A list cannot
+    delete, so this tells convergence what to do after it.
+    """
+    return bool(record.broken) and b"" in (record.r3, record.r2) and unreadable(record, R3) == DESERIALIZE
+
+
 # -- placing and updating instances ------------------------------------------------------
 
 

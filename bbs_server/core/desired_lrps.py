@@ -26,7 +26,7 @@ from bbs_server.core.definition_parts import (
 from bbs_server.core.definitions import check_desired_lrp
 from bbs_server.core.desired_lrp_forms import INTERNAL_ROUTER, Form, message
 from bbs_server.core.encoding import Answer, Elements
-from bbs_server.core.errors import RESOURCE_EXISTS, RESOURCE_NOT_FOUND, Refused
+from bbs_server.core.errors import INVALID_REQUEST, RESOURCE_EXISTS, RESOURCE_NOT_FOUND, Refused
 from bbs_server.core.go_json import NotJSON
 from bbs_server.core.json_columns import MetricTags
 from bbs_server.core.outcome import AuctionLRPs, Call, Event, Hub, Outcome, StopInstance, UpdateInstance
@@ -97,9 +97,11 @@ def desire(state: State, request: models.DesireLRPRequest, context: Context) -> 
 def update(state: State, request: models.UpdateDesiredLRPRequest, context: Context) -> Outcome:
     """Change the LRP, then create, stop or update its instances (desired-lrps.md 5.2, 5.3).
 
-    An absent `update` is an empty one (spec/README.md, deviation 1).
+    Without `update` the request is refused once the LRP is found (spec/README.md, deviation 1).
     """
     before = _readable(state, request.process_guid, forms.R3)
+    if not request.HasField("update"):
+        raise Refused(INVALID_REQUEST)
     after = _updated(before, request.update)
     state.desired_lrps.put(after)
     events: list[Event] = []
@@ -119,13 +121,6 @@ def remove(state: State, request: models.RemoveDesiredLRPRequest, context: Conte
     removed = Event(Hub.DESIRED, "desired_lrp_removed", before=desired, trace_id=context.request_id)
     events, calls = _stop_instances(state, desired.process_guid, 0, context)
     return Outcome(models.DesiredLRPLifecycleResponse(), (removed, *events), calls)
-
-
-def discard_undecodable(state: State, request: None, context: Context) -> Outcome:
-    """Delete the rows whose run info cannot be decoded, which the reference does whenever it lists them."""
-    for desired in [desired for desired in state.desired_lrps if "run_info" in desired.broken]:
-        state.desired_lrps.remove(desired.process_guid)
-    return Outcome(models.DesiredLRPLifecycleResponse())
 
 
 def _updated(before: DesiredLRP, update: models.DesiredLRPUpdate) -> DesiredLRP:
@@ -347,7 +342,6 @@ __all__ = [
     "check_process_guid",
     "check_update",
     "desire",
-    "discard_undecodable",
     "get_r2",
     "get_r3",
     "get_scheduling_info",

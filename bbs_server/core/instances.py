@@ -27,6 +27,7 @@ from bbs_server.core.errors import (
     RESOURCE_EXISTS,
     Refused,
 )
+from bbs_server.core.go_json import text
 from bbs_server.core.outcome import Event
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, Presence, replace
 from bbs_server.core.state import State
@@ -278,12 +279,12 @@ def unclaim(state: State, row: ActualLRP, context: Context) -> ActualLRP:
 def crash(state: State, row: ActualLRP, key: InstanceKey, reason: str | bytes, context: Context) -> ActualLRP:
     """Count a crash: back to UNCLAIMED if it may be restarted at once, else CRASHED (actual-lrps.md 4.4).
 
-    Returns the row with the complete reason, as events show it; the row itself holds it truncated. Raises
-    CANNOT_BE_CRASHED if the transition is not legal.
+    Returns the row with the complete reason, as events show it; the row itself holds it truncated, and only
+    what is left of it must be storable. Raises CANNOT_BE_CRASHED if the transition is not legal.
     """
     if not may_become(row, CRASHED, key):
         raise Refused(CANNOT_BE_CRASHED)
-    text = lookup(reason)
+    kept = lookup(truncate(reason))
     count = restarts.next_crash_count(row.crash_count, row.state == RUNNING, row.since, context.now)
     shown = replace(
         row,
@@ -292,21 +293,19 @@ def crash(state: State, row: ActualLRP, key: InstanceKey, reason: str | bytes, c
         cell_id="",
         net_info=b"",
         crash_count=count,
-        crash_reason=text,
+        crash_reason=text(reason),
         since=context.now,
         tag_index=row.tag_index + 1,
     )
-    kept = truncate(text)
-    _put(state, shown if kept == text else replace(shown, crash_reason=kept))
+    _put(state, shown if kept == shown.crash_reason else replace(shown, crash_reason=kept))
     return shown
 
 
 def fail(state: State, row: ActualLRP, reason: str | bytes, context: Context) -> ActualLRP:
     """Note why an UNCLAIMED row could not be placed. Returns the row with the complete reason."""
-    text = lookup(reason)
-    shown = replace(row, placement_error=text, since=context.now, tag_index=row.tag_index + 1)
-    kept = truncate(text)
-    _put(state, shown if kept == text else replace(shown, placement_error=kept))
+    kept = lookup(truncate(reason))
+    shown = replace(row, placement_error=text(reason), since=context.now, tag_index=row.tag_index + 1)
+    _put(state, shown if kept == shown.placement_error else replace(shown, placement_error=kept))
     return shown
 
 
@@ -360,8 +359,9 @@ def evacuate(state: State, report: Report, context: Context) -> ActualLRP:
             tag_index=row.tag_index + 1,
         ),
     )
-    # Quirk: the zone is not stored, but the events show it; routable is neither stored nor shown.
-    return replace(stored, availability_zone=lookup(report.availability_zone))
+    # Quirk: the zone is not stored, but the events show it; routable is neither stored nor shown. A zone that
+    # is not stored need not be storable.
+    return replace(stored, availability_zone=text(report.availability_zone))
 
 
 def _put(state: State, row: ActualLRP) -> ActualLRP:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from bbs_protos import models_pb2 as models
 
+from bbs_server.core import desired_lrp_forms as forms
 from bbs_server.core import instances
 from bbs_server.core import lrp_convergence_effects as effects
 from bbs_server.core import lrp_convergence_plan as plan
@@ -122,13 +123,19 @@ class LRPConvergence:
         return _outcome()
 
     def _gather(self, state: State, request: Any, context: Context) -> Outcome:
-        """A2 and A4 to A15 for the next process guids, as many as have about `ROWS_PER_GATHERING` rows."""
+        """A2 and A4 to A15 for the next process guids, as many as have about `ROWS_PER_GATHERING` rows.
+
+        A desired LRP that is lost goes, and its instances are orphans from the next pass on.
+        """
         assert self._facts is not None
         budget = ROWS_PER_GATHERING
         while self._unseen and budget > 0:
             guid = self._unseen.pop()
             rows = state.actual_lrps.where("process_guid", guid)
-            plan.survey(self._facts, guid, state.desired_lrps.get(guid), rows, self._findings)
+            desired = state.desired_lrps.get(guid)
+            plan.survey(self._facts, guid, desired, rows, self._findings)
+            if desired is not None and forms.is_lost(desired):
+                state.desired_lrps.remove(guid)
             budget -= 1 + len(rows)
         return _outcome()
 

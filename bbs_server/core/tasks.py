@@ -27,6 +27,7 @@ from bbs_server.core.errors import (
     Refused,
     invalid_transition,
 )
+from bbs_server.core.go_json import text
 from bbs_server.core.outcome import AuctionTasks, CancelTask, Complete, Count, Event, Hub, Outcome, TaskStart
 from bbs_server.core.problems import invalid, shown
 from bbs_server.core.records import Task, TaskState
@@ -261,9 +262,9 @@ def auction_start(guid: str, domain: str, definition: models.TaskDefinition) -> 
     return TaskStart(
         task_guid=guid,
         domain=domain,
-        placement_tags=tuple(map(shown, definition.placement_tags)) or None,
-        volume_drivers=tuple([shown(mount.driver) for mount in definition.volume_mounts]),
-        rootfs=shown(definition.root_fs),
+        placement_tags=tuple(map(text, definition.placement_tags)) or None,
+        volume_drivers=tuple([text(mount.driver) for mount in definition.volume_mounts]),
+        rootfs=text(definition.root_fs),
         memory_mb=definition.memory_mb,
         disk_mb=definition.disk_mb,
         max_pids=definition.max_pids,

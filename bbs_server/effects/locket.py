@@ -10,7 +10,7 @@ import grpc
 from bbs_protos import locket_pb2 as pb
 from bbs_protos.locket_pb2_grpc import LocketStub
 
-from bbs_server.effects.tls import check_validity
+from bbs_server.effects.tls import client_tls
 
 CONNECT_TIMEOUT = 10.0
 """Seconds that the start of the process waits for the connection."""
@@ -44,12 +44,13 @@ class Locket:
 
     def __init__(self, settings: LocketSettings) -> None:
         """Reads the certificates; raises OSError or ValueError. Needs a running loop."""
-        check_validity(Path(settings.cert_file))
         credentials = grpc.ssl_channel_credentials(
             root_certificates=Path(settings.ca_file).read_bytes(),
             private_key=Path(settings.key_file).read_bytes(),
             certificate_chain=Path(settings.cert_file).read_bytes(),
         )
+        # gRPC would accept anything and then never connect.
+        client_tls(settings.ca_file, settings.cert_file, settings.key_file)
         self._channel = grpc.aio.secure_channel(settings.address, credentials, options=_options(settings))
         self._stub = LocketStub(self._channel)
 

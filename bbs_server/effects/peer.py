@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import aiohttp
 from yarl import URL
 
+from bbs_server.effects import urls
+
 CONNECT_TIMEOUT = 5.0
 """Seconds that a TCP connection may take."""
 
@@ -68,12 +70,12 @@ class Peer:
         """Make the exchange and return its status; the body of the answer is not read. Raises NoAnswer.
 
         `repeat`: a request that is lost with a kept connection is sent again on another one. Only for requests
-        that do no harm twice.
+        that do no harm twice; any other is sent again only if the connection was gone before its body.
         """
         try:
-            target = URL(url, encoded=True)
+            target = URL(urls.sendable(url), encoded=True)
         except ValueError as problem:
-            raise NoAnswer(f"{method.capitalize()} {_quoted(url)}: {problem}", timed_out=False) from problem
+            raise NoAnswer(str(problem), timed_out=False) from problem
         while True:
             connection = SimpleNamespace(reused=False)
             try:
@@ -88,7 +90,7 @@ class Peer:
                     return answer.status
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as problem:
                 # A kept connection that the peer had closed meanwhile says nothing about the peer.
-                if not (connection.reused and repeat):
+                if not (connection.reused and (repeat or _nothing_sent(problem))):
                     raise _no_answer(method, url, problem) from problem
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
                 raise _no_answer(method, url, problem) from problem
@@ -117,6 +119,11 @@ async def _note_reuse(
     session: aiohttp.ClientSession, context: SimpleNamespace, details: aiohttp.TraceConnectionReuseconnParams
 ) -> None:
     context.trace_request_ctx.reused = True
+
+
+def _nothing_sent(problem: BaseException) -> bool:
+    """Whether the body found its connection closed already, so that the peer cannot have acted on it."""
+    return isinstance(problem.__cause__, aiohttp.ClientConnectionResetError)
 
 
 def _no_answer(method: str, url: str, problem: Exception) -> NoAnswer:

@@ -45,8 +45,8 @@ class Retirement:
                 cell = await self._presences.one(call.lrp.cell_id)
             except Refused as refused:
                 error = refused.error
-                if error == RESOURCE_NOT_FOUND:
-                    return await self._remove(call)
+                if error == RESOURCE_NOT_FOUND and (error := await self._remove(call)) is None:
+                    return None
                 break
             found = True
             try:

@@ -1,45 +1,82 @@
-"""URLs as the reference reads them: its error texts, and its escaping of path segments."""
+"""URLs as the reference reads and writes them: what it refuses and in which words, and how it escapes paths."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
+
+from bbs_server.core.rootfs import is_valid_rootfs
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_BAD_HOST_CHARACTER = re.compile(r'[ <>"\\^`{|}]')
+_BAD_IN_HOST = re.compile(r"[ \\^`{|}]|%(?!25|[89A-Fa-f][0-9A-Fa-f])")
+_USER_INFO = re.compile(r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*")
+_SERVER = re.compile(r"[^:/]+://[^/]*")
 _PATH_CHARACTERS = "$&+,/:;=@~"
+_WELL_ESCAPED_PATH = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=:@\[\]%/]*")
 
 
 def scheme(url: str) -> str:
     """The lower-case scheme of a URL, empty if it has none. Raises ValueError with the reference's text."""
-    problem = _problem(url)
-    if problem:
-        raise ValueError(f"parse {_quoted(url)}: {problem}")
+    _refuse_unreadable(url)
     found = _SCHEME.match(url)
     return found[1].lower() if found else ""
 
 
-def segment(value: str) -> str:
+def sendable(url: str) -> str:
+    """The URL as a request names it: a path with characters that need it is escaped, the fragment is not sent.
+
+    Raises ValueError with the reference's text.
+    """
+    _refuse_unreadable(url)
+    front, mark, query = url.partition("#")[0].partition("?")
+    server = _SERVER.match(front)
+    if server is None:
+        return url
+    path = front[server.end() :]
+    if not _WELL_ESCAPED_PATH.fullmatch(path):
+        path = segment(unquote_to_bytes(path))
+    return f"{server[0]}{path}{mark}{query}"
+
+
+def segment(value: str | bytes) -> str:
     """A path segment, escaped."""
     return quote(value, safe=_PATH_CHARACTERS)
 
 
+def _refuse_unreadable(url: str) -> None:
+    if problem := _problem(url):
+        raise ValueError(f"parse {_quoted(url)}: {problem}")
+
+
 def _problem(url: str) -> str:
-    if _CONTROL.search(url):
+    """What is wrong with a URL, empty if nothing is (definitions.md 3)."""
+    front, _, fragment = url.partition("#")
+    if _CONTROL.search(front):
         return "net/url: invalid control character in URL"
-    if url.startswith(":"):
+    if front.startswith(":"):
         return "missing protocol scheme"
-    found = _SCHEME.match(url)
-    rest = url[found.end() :] if found else url
-    rest = rest.partition("#")[0].partition("?")[0]
+    found = _SCHEME.match(front)
+    rest = (front[found.end() :] if found else front).partition("?")[0]
     if found is None and ":" in rest.partition("/")[0]:
         return "first path segment in URL cannot contain colon"
-    if not rest.startswith("//"):
-        return _escape_problem(rest)
-    host, slash, path = rest[2:].partition("/")
-    return _host_problem(host.rpartition("@")[2]) or _escape_problem(slash + path)
+    if rest.startswith("//"):
+        authority, slash, path = rest[2:].partition("/")
+        problem = _authority_problem(authority) or _escape_problem(slash + path)
+    else:
+        problem = _escape_problem(rest) if found is None or rest.startswith("/") else ""
+    if problem := problem or _escape_problem(fragment):
+        return problem
+    # What is left are malformed addresses in brackets.
+    return "invalid host" if found and not is_valid_rootfs(url) else ""
+
+
+def _authority_problem(authority: str) -> str:
+    user, _, host = authority.rpartition("@")
+    if problem := _host_problem(host):
+        return problem
+    return _escape_problem(user) if _USER_INFO.fullmatch(user) else "net/url: invalid userinfo"
 
 
 def _host_problem(host: str) -> str:
@@ -49,12 +86,16 @@ def _host_problem(host: str) -> str:
             return "missing ']' in host"
         port = host[end + 1 :]
     else:
-        colon = host.find(":")
+        colon = host.rfind(":")
         port = "" if colon < 0 else host[colon:]
     if port and not re.fullmatch(":[0-9]*", port):
         return f"invalid port {_quoted(port)} after host"
-    bad = _BAD_HOST_CHARACTER.search(host)
-    return f"invalid character {_quoted(bad[0])} in host name" if bad else _escape_problem(host)
+    bad = None if host.startswith("[") else _BAD_IN_HOST.search(host)
+    if bad is None:
+        return ""
+    if bad[0] == "%":
+        return f"invalid URL escape {_quoted(host[bad.start() : bad.start() + 3])}"
+    return f"invalid character {_quoted(bad[0])} in host name"
 
 
 def _escape_problem(part: str) -> str:

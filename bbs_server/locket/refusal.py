@@ -60,6 +60,8 @@ def unreadable(column: str) -> Refusal:
 
 UNRECOVERABLE = "sql-unrecoverable"
 
+_NOT_UTF_8 = "22021"
+
 _BY_SQLSTATE: Mapping[str, str] = {
     STRING_TOO_LONG: "sql-bad-request",
     UNIQUE_VIOLATION: "sql-resource-exists",
@@ -70,7 +72,13 @@ _BY_SQLSTATE: Mapping[str, str] = {
 def database_failure(problem: BaseException) -> Refusal:
     """What a call answers when the database failed: by SQLSTATE, or the raw text of connection problems."""
     state = getattr(problem, "sqlstate", None) or ""
+    if isinstance(problem, asyncpg.DataError) and problem.severity is None:
+        # The driver refuses by itself what the reference leaves to the database: text that is not UTF-8.
+        return Refusal(grpc.StatusCode.UNKNOWN, _other(_NOT_UTF_8))
     if is_connection_loss(problem) or not isinstance(problem, asyncpg.PostgresError):
         return Refusal(grpc.StatusCode.UNKNOWN, driver_text(problem))
-    text = _BY_SQLSTATE.get(state) or f"sql-unknown, error code: {state}, flavor: postgres"
-    return Refusal(grpc.StatusCode.UNKNOWN, text)
+    return Refusal(grpc.StatusCode.UNKNOWN, _BY_SQLSTATE.get(state) or _other(state))
+
+
+def _other(state: str) -> str:
+    return f"sql-unknown, error code: {state}, flavor: postgres"

@@ -27,7 +27,8 @@ def resolved(address: str) -> str:
     Raises BadAddress.
     """
     if ":" not in address:
-        raise BadAddress("failed-invalid-health-address", f"address {address}: missing port in address")
+        place = f"address {address}: " if address else ""
+        raise BadAddress("failed-invalid-health-address", f"{place}missing port in address")
     host, _, port = address.rpartition(":")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise BadAddress("failed-invalid-health-address", f"address {address}: too many colons in address")

@@ -161,28 +161,27 @@ def truncation(limit: int) -> Filter:
     def cut(text: str) -> str:
         return text if len(text) <= limit else text[: max(0, limit - len(_TRUNCATED))] + _TRUNCATED
 
-    return lambda data: _mapped(data, lambda _key, text: cut(text))
+    return lambda data: _mapped(data, cut)
 
 
 def redaction(patterns: Sequence[str] | None) -> Filter:
     """Hides secrets in data, by key and by value. Raises re.error for a bad pattern."""
     values = [re.compile(pattern) for pattern in (_SECRET_VALUES if patterns is None else patterns)]
 
-    def hide(key: str, text: str) -> str:
-        if _SECRET_KEY.search(key) or any(value.search(text) for value in values):
-            return _REDACTED
-        return text
+    def hide(text: str) -> str:
+        return _REDACTED if any(value.search(text) for value in values) else text
 
-    return lambda data: _mapped(data, hide)
+    return lambda data: _mapped(data, hide, lambda key: _SECRET_KEY.search(key) is not None)
 
 
-def _mapped(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+def _mapped(value: Any, change: Callable[[str], str], hidden: Callable[[str], bool] = lambda key: False) -> Any:
+    """The value with every string changed; what stands under a hidden key is redacted, whatever it is."""
     if isinstance(value, str):
-        return change(key, value)
+        return change(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(item, change, str(name)) for name, item in value.items()}
+        return {name: _REDACTED if hidden(str(name)) else _mapped(item, change, hidden) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mapped(item, change, key) for item in value]
+        return [_mapped(item, change, hidden) for item in value]
     return value
 
 

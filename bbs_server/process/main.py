@@ -24,6 +24,16 @@ PROCESS_NAME = "bbs"
 
 CRASHED = 2
 
+_GRPC_SUITES = ":".join(
+    (
+        "TLS_AES_128_GCM_SHA256",
+        "TLS_AES_256_GCM_SHA384",
+        "TLS_CHACHA20_POLY1305_SHA256",
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        "ECDHE-RSA-AES128-GCM-SHA256",
+    )
+)
+
 
 class LogConfig(Protocol):
     """The keys that every program's configuration has for its log."""
@@ -156,6 +166,8 @@ def _route_library_logs(logger: Logger) -> None:
 
 def _loop_runner(logger: Logger, serving: Coroutine[Any, Any, None]) -> None:
     """Run on uvloop; what tasks nobody awaits raise is logged."""
+    # gRPC knows no other way to choose the suites of server.md section 8.
+    os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", _GRPC_SUITES)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write to stderr whenever a peer is away
     import uvloop
 

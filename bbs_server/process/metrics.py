@@ -65,9 +65,10 @@ class Requests:
         self._counts: dict[str, int] = dict.fromkeys(("", *counted), 0)
         self._longest: dict[str, int] = dict.fromkeys(("", *timed), 0)
 
-    def count(self, route: str) -> None:
+    def count(self, route: str, *, stream: bool = False) -> None:
+        """Streams only count in the total, even if they are watched."""
         self._counts[""] += 1
-        if route in self._counts:
+        if route in self._counts and not stream:
             self._counts[route] += 1
 
     def time(self, route: str, ns: int) -> None:

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bbs_protos import models_pb2 as models
 
@@ -16,9 +16,7 @@ from bbs_server.process.lager import Level, Logger
 from bbs_server.process.loggregator import Emitter
 from bbs_server.process.metrics import Requests
 from bbs_server.wire.observer import Call
-
-if TYPE_CHECKING:
-    from bbs_server.wire.routes import Route
+from bbs_server.wire.routes import Kind, Route
 
 _REJECTED = ("failed-to-read-body", "failed-to-parse-request-body", "invalid-request")
 _UNEXPECTED = (
@@ -84,7 +82,7 @@ class RequestObserver:
         main.debug("done")
 
     def counted(self, route: Route) -> None:
-        self._requests.count(route.name)
+        self._requests.count(route.name, stream=route.kind is Kind.STREAM)
 
     def latency(self, route: Route, duration: int) -> None:
         self._requests.time(route.name, duration)

@@ -134,7 +134,7 @@ def _encode_task(before: Task | None, after: Task, keys: Keys) -> tuple[Any, ...
 _NULL_TEXT = 'sql: Scan error on column index {}, name "{}": converting NULL to {} is unsupported'
 _NULLS = {
     "annotation": _NULL_TEXT.format(3, "annotation", "string"),
-    "max_pids": _NULL_TEXT.format(13, "max_pids", "int32"),
+    "max_pids": _NULL_TEXT.format(7, "max_pids", "int32"),
 }
 _DESIRED_READERS: tuple[tuple[str, Callable[[str, Keys], Any], Any], ...] = (
     ("run_info", lambda value, keys: _model(value, keys, models.DesiredLRPRunInfo), b""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
@@ -29,19 +29,6 @@ ALWAYS_WRITTEN: dict[type[Message], tuple[str, ...]] = {
 """Embedded messages that are encoded even when nothing in them is set (wire.md 2.2)."""
 
 _ALWAYS_WRITTEN = {kind.DESCRIPTOR.full_name: names for kind, names in ALWAYS_WRITTEN.items()}
-_NESTED_ACTIONS = {
-    kind.DESCRIPTOR.full_name
-    for kind in (
-        models.TimeoutAction,
-        models.EmitProgressAction,
-        models.TryAction,
-        models.ParallelAction,
-        models.SerialAction,
-        models.CodependentAction,
-    )
-}
-
-_REQUESTS_WITH_ACTIONS = (models.DesireTaskRequest, models.DesireLRPRequest)
 
 
 def decode(kind: type[M], body: bytes) -> M:
@@ -57,8 +44,6 @@ def decode(kind: type[M], body: bytes) -> M:
         original = kind()
         original.MergeFromString(body)
         _refuse_wrong_wire_types(original)
-    if kind in _REQUESTS_WITH_ACTIONS:
-        _refuse_empty_actions(message)
     return message
 
 
@@ -93,8 +78,8 @@ def _is_map(field: Any) -> bool:
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
-def _reachable(root: Descriptor, wanted: Callable[[Descriptor], bool]) -> bool:
-    """Whether the message type, or one it can contain, is wanted."""
+def _reachable(root: Descriptor) -> bool:
+    """Whether the message type, or one it can contain, has fields that are always written."""
     seen: set[str] = set()
     queue = [root]
     while queue:
@@ -102,39 +87,22 @@ def _reachable(root: Descriptor, wanted: Callable[[Descriptor], bool]) -> bool:
         if descriptor.full_name in seen:
             continue
         seen.add(descriptor.full_name)
-        if wanted(descriptor):
+        if descriptor.full_name in _ALWAYS_WRITTEN:
             return True
         queue += [field.message_type for field in descriptor.fields if field.message_type is not None]
     return False
 
 
 @cache
-def _paths(descriptor: Descriptor, goal: str) -> tuple[Any, ...]:
-    """The fields through which a goal can be reached: the walks below look at nothing else."""
-    wanted = _GOALS[goal]
-    return tuple(f for f in descriptor.fields if f.message_type is not None and _reachable(f.message_type, wanted))
-
-
-_GOALS: dict[str, Callable[[Descriptor], bool]] = {
-    "action": lambda d: d.full_name in _NESTED_ACTIONS,
-    "written": lambda d: d.full_name in _ALWAYS_WRITTEN,
-}
-
-
-def _refuse_empty_actions(message: Any) -> None:
-    """A nested action that names no kind makes the reference drop the connection (spec/README.md, deviation 1)."""
-    nested = message.DESCRIPTOR.full_name in _NESTED_ACTIONS
-    for field in message.DESCRIPTOR.fields if nested else _paths(message.DESCRIPTOR, "action"):
-        for child in _children(message, field):
-            if nested and not child.ListFields():
-                raise Undecodable("an inner action names no kind")
-            _refuse_empty_actions(child)
+def _paths(descriptor: Descriptor) -> tuple[Any, ...]:
+    """The fields through which a message of ALWAYS_WRITTEN can be reached: the walk below looks at nothing else."""
+    return tuple(f for f in descriptor.fields if f.message_type is not None and _reachable(f.message_type))
 
 
 def mark_always_written(message: Any) -> None:
     """Mark the fields of ALWAYS_WRITTEN present, at every depth."""
     for name in _ALWAYS_WRITTEN.get(message.DESCRIPTOR.full_name, ()):
         getattr(message, name).SetInParent()
-    for field in _paths(message.DESCRIPTOR, "written"):
+    for field in _paths(message.DESCRIPTOR):
         for child in _children(message, field):
             mark_always_written(child)

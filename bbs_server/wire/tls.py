@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -25,6 +26,7 @@ _WRITE_BUFFER = 256 << 10
 _PLAIN_HTTP = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO")
 _PLAIN_ANSWER = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 _HANDSHAKE_RECORD = 0x16
+_PEM_BLOCKS = re.compile("-----BEGIN (.*?)-----")
 _REASONS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "tls: client didn't provide a certificate",
     "NO_SHARED_CIPHER": "tls: no cipher suite supported by both client and server",
@@ -40,7 +42,7 @@ def server_context(certificate: Path | str, key: Path | str, authority: Path | s
     """The context of the API listener: TLS 1.2 and 1.3, client certificates of `authority` required.
 
     Raises BadCertificates: unreadable files, no certificate in a file, a key that does not fit, an
-    expired or not yet valid certificate.
+    expired or not yet valid certificate, anything but certificates in the authority's file.
     """
     _check_validity(Path(certificate))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -56,9 +58,17 @@ def server_context(certificate: Path | str, key: Path | str, authority: Path | s
         raise BadCertificates(f"failed to load keypair: {problem}") from None
     try:
         context.load_verify_locations(authority)
+        _check_authority(Path(authority).read_text(errors="replace"))
     except (OSError, ValueError) as problem:
         raise BadCertificates(f"failed to load CA file {authority}: {problem}") from None
     return context
+
+
+def _check_authority(pem: str) -> None:
+    """Refuse other PEM blocks than certificates, which the TLS library would skip."""
+    for kind in _PEM_BLOCKS.findall(pem):
+        if kind != "CERTIFICATE":
+            raise ValueError(f"a PEM block is not a certificate but {kind}")
 
 
 def _check_validity(path: Path) -> None:
@@ -67,11 +77,14 @@ def _check_validity(path: Path) -> None:
     except (OSError, ValueError) as problem:
         raise BadCertificates(f"failed to load keypair: {problem}") from None
     now = datetime.datetime.now(datetime.UTC)
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    shown = f"current time is {now:%Y-%m-%d %H:%M:%S} UTC"
-    if now > end:
+    start, end, current = (
+        f"{time:%Y-%m-%d %H:%M:%S} +0000 UTC"
+        for time in (certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+    )
+    shown = f"current time is {current}"
+    if now > certificate.not_valid_after_utc:
         raise BadCertificates(f"failed to load keypair: certificate has expired: validity ended at {end} but {shown}")
-    if now < start:
+    if now < certificate.not_valid_before_utc:
         raise BadCertificates(
             f"failed to load keypair: certificate is not yet valid: validity starts at {start} but {shown}"
         )

@@ -114,6 +114,15 @@ def crash_by(key: tuple[str, str] = MINE, reason: str = "boom", domain: str = "d
     )
 
 
+def spoilt(request: Any, by: bytes) -> Any:
+    """The request with bytes in place of its only "?": such a message can be received, but not built."""
+    return type(request).FromString(request.SerializeToString().replace(b"?", by))
+
+
+UNSTORABLE = [(b"\xff", "\ufffd"), (b"\x00", "\0")]
+"""What a text column cannot hold, and how events show it."""
+
+
 def fail_with(reason: str = "no room") -> models.FailActualLRPRequest:
     return models.FailActualLRPRequest(actual_lrp_key=lrp_key(), error_message=reason)
 
@@ -395,6 +404,19 @@ class TestCrash:
         assert core.row().crash_reason.endswith("(truncated)") == (length >= 1024)
         assert {len(e.after.crash_reason) for e in outcome.events if e.name == "actual_lrp_crashed"} == {length}
 
+    @pytest.mark.parametrize(("by", "shown"), UNSTORABLE)
+    def test_what_is_cut_off_need_not_be_storable(self, by: bytes, shown: str) -> None:
+        core = Core(row(RUNNING), wanted=desired())
+        outcome = core.run(actual_lrps.crash, spoilt(crash_by(reason="x" * 1500 + "?"), by))
+        assert core.row().crash_reason == "x" * 1013 + "(truncated)"
+        assert {e.after.crash_reason for e in outcome.events if e.name == "actual_lrp_crashed"} == {"x" * 1500 + shown}
+
+    @pytest.mark.parametrize(("by", "shown"), UNSTORABLE)
+    @pytest.mark.parametrize("rest", [0, 1500])
+    def test_what_is_kept_must_be_storable(self, by: bytes, shown: str, rest: int) -> None:
+        error = Core(row(RUNNING)).refused(actual_lrps.crash, spoilt(crash_by(reason="?" + "x" * rest), by))
+        assert error == Error(0, f'ERROR: invalid byte sequence for encoding "UTF8": 0x{by.hex()} (SQLSTATE 22021)')
+
 
 class TestFail:
     def test_of_an_unclaimed_row(self) -> None:
@@ -420,6 +442,15 @@ class TestFail:
         outcome = core.run(actual_lrps.fail, fail_with("é" * 700))
         assert core.row().placement_error == "é" * 506 + "(truncated)"
         assert outcome.events[-1].after.placement_error == "é" * 700
+
+    @pytest.mark.parametrize(("by", "shown"), UNSTORABLE)
+    def test_what_is_cut_off_need_not_be_storable(self, by: bytes, shown: str) -> None:
+        core = Core(row(UNCLAIMED))
+        outcome = core.run(actual_lrps.fail, spoilt(fail_with("x" * 1500 + "?"), by))
+        assert core.row().placement_error == "x" * 1013 + "(truncated)"
+        assert outcome.events[-1].after.placement_error == "x" * 1500 + shown
+        error = core.refused(actual_lrps.fail, spoilt(fail_with("?"), by))
+        assert error == Error(0, f'ERROR: invalid byte sequence for encoding "UTF8": 0x{by.hex()} (SQLSTATE 22021)')
 
 
 class TestRemove:

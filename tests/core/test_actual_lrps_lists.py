@@ -150,6 +150,18 @@ def test_groups_by_process_guid(state: State) -> None:
     assert pairs(found.actual_lrp_groups) == [("q", 0, "c1", None), ("q", 1, "c2", None)]
 
 
+def test_rows_of_one_index_in_different_domains_are_no_pair(state: State) -> None:
+    state.actual_lrps.put(row("r", 0, "c1"))
+    state.actual_lrps.put(row("r", 0, "c3", "other", presence=EVACUATING))
+    state.take()
+    wanted = models.ActualLRPGroupsByProcessGuidRequest(process_guid="r")
+    found = ask(actual_lrp_groups.list_by_process_guid, state, wanted, models.ActualLRPGroupsResponse)
+    assert pairs(found.actual_lrp_groups) == [("r", 0, "c1", None), ("r", 0, None, "c3")]
+    one = models.ActualLRPGroupByProcessGuidAndIndexRequest(process_guid="r", index=0)
+    answer = ask(actual_lrp_groups.get_by_index, state, one, models.ActualLRPGroupResponse)
+    assert pairs([answer.actual_lrp_group]) == [("r", 0, "c1", "c3")]
+
+
 def test_one_group(state: State) -> None:
     request = models.ActualLRPGroupByProcessGuidAndIndexRequest(process_guid="p", index=0)
     found = ask(actual_lrp_groups.get_by_index, state, request, models.ActualLRPGroupResponse)

@@ -296,7 +296,7 @@ def test_an_empty_update_bumps_the_tag_and_announces_a_change() -> None:
     state = State()
     desire(state)
     before = state.desired_lrps.get("p")
-    outcome = desired_lrps.update(state, models.UpdateDesiredLRPRequest(process_guid="p"), CONTEXT)
+    outcome = update(state)
     after = state.desired_lrps.get("p")
     assert before is not None
     assert after is not None
@@ -351,6 +351,9 @@ def test_update_refusals_change_nothing() -> None:
     desire(state)
     state.take()
     assert refusal(lambda: update(state, "nope")) == RESOURCE_NOT_FOUND
+    for guid, error in (("nope", RESOURCE_NOT_FOUND), ("p", INVALID_REQUEST)):
+        without = models.UpdateDesiredLRPRequest(process_guid=guid)
+        assert refusal(lambda without=without: desired_lrps.update(state, without, CONTEXT)) == error
     assert refusal(lambda: update(state, routes=models.ProtoRoutes(routes={"r": b"{"}))) == INVALID_REQUEST
     assert refusal(lambda: update(state, annotation="\0")).type == ErrorType.UNKNOWN
     assert state.take() == ()
@@ -635,19 +638,21 @@ def test_rows_with_a_broken_column(column: str, error: Error, readable: set[str]
     desire(state)
     record = state.desired_lrps.get("p")
     assert record is not None
-    state.desired_lrps.put(replace(record, broken={column: ENCODING}))
+    broken = replace(record, broken={column: ENCODING})
+    state.desired_lrps.put(broken)
     request = models.DesiredLRPByProcessGuidRequest(process_guid="p")
-    for form, (get, list_all) in FORM_QUERIES.items():
-        pieces = [piece for piece in list_all(state, models.DesiredLRPsRequest(), CONTEXT).pieces if piece]
-        assert len(pieces) == (5 if form in readable else 4)
+    for form, (get, _) in FORM_QUERIES.items():
         if get and form not in readable:
             assert refusal(lambda get=get: get(state, request, CONTEXT)) == error
+    assert not forms.is_lost(broken)
+    for form, (_, list_all) in FORM_QUERIES.items():
+        pieces = [piece for piece in list_all(state, models.DesiredLRPsRequest(), CONTEXT).pieces if piece]
+        assert len(pieces) == (5 if form in readable else 4)
+    assert forms.is_lost(broken) == (column == "run_info")
     state.take()
     assert refusal(lambda: update(state)) == error
     assert refusal(lambda: remove(state)) == error
     assert state.take() == ()
-    desired_lrps.discard_undecodable(state, None, CONTEXT)
-    assert (state.desired_lrps.get("p") is None) == (column == "run_info")
 
 
 # -- checks ------------------------------------------------------------------------------

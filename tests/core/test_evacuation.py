@@ -437,6 +437,18 @@ class TestRunningCopied:
         assert found.instances == ["created"]
         assert found.shown(Hub.INSTANCE) == [shown]
 
+    @pytest.mark.parametrize(("by", "shown"), [(b"\xff", "\ufffd"), (b"\x00", "\0"), (b"z" * 256, "z" * 256)])
+    def test_row_16_updated_whatever_the_zone_since_it_is_not_stored(self, by: bytes, shown: str) -> None:
+        sent = running_request(availability_zone="?" * len(by)).SerializeToString().replace(b"?" * len(by), by)
+        request = models.EvacuateRunningActualLRPRequest.FromString(sent)
+        found = running(row(UNCLAIMED), evacuating(), request=request)
+        assert found.said == (True, None)
+        assert found.instances == ["created"]
+        assert [it.availability_zone for it in found.shown(Hub.INSTANCE)] == [shown]
+        stored = found.row(EVACUATING)
+        assert stored is not None
+        assert (stored.availability_zone, stored.tag_index) == ("stored", 6)
+
 
 class TestRunningInPlace:
     """Rows 17 and 18."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from bbs_protos import models_pb2 as models
 
+from bbs_server.core import desired_lrps
 from bbs_server.core.context import Context, Settings
 from bbs_server.core.lrp_convergence import LRPConvergence, LRPCounts
 from bbs_server.core.outcome import AuctionLRPs, Call, Event, Group, Hub, Retire, UpdateInstance
@@ -641,6 +642,27 @@ def test_an_lrp_whose_scheduling_info_is_unreadable_is_left_out(column: str, row
 
 def test_an_lrp_whose_run_info_is_unreadable_takes_part() -> None:
     assert converge(having(desired(broken={"run_info": "garbage"}))).starts == [("p", 0)]
+
+
+@pytest.mark.parametrize(
+    ("query", "broken", "deleted"),
+    [
+        (desired_lrps.list_r3, {"run_info": "garbage"}, True),
+        (desired_lrps.list_r2, {"run_info": "garbage"}, True),
+        (desired_lrps.list_r3, {"run_info": "garbage", "metric_tags": "garbage"}, True),
+        (desired_lrps.list_r3, {"run_info": "garbage", "routes": "garbage"}, False),
+        (desired_lrps.list_r3, {"metric_tags": "garbage"}, False),
+        (desired_lrps.list_scheduling_infos, {"run_info": "garbage"}, False),
+        (desired_lrps.list_routing_infos, {"run_info": "garbage"}, False),
+    ],
+)
+def test_an_lrp_that_a_list_could_not_show_is_deleted(query: Any, broken: dict[str, str], deleted: bool) -> None:
+    state = having(desired(broken=broken), instance(RUNNING, "here"))
+    assert len(query(state, models.DesiredLRPsRequest(), context()).pieces) == 1
+    first = converge(state)
+    assert (state.desired_lrps.get("p") is None) == deleted
+    assert (first.events, first.calls) == ([], [])
+    assert any(isinstance(call, Retire) for call in converge(state).calls) == deleted
 
 
 def test_unreadable_tags_or_routes_send_no_update() -> None:

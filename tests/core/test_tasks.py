@@ -211,15 +211,15 @@ def test_an_auction_without_tags_has_none() -> None:
 
 
 def test_bytes_that_are_not_text_survive_in_a_definition_but_are_replaced_in_an_auction() -> None:
-    asked = models.TaskDefinition.FromString(encode(definition()) + b"\x0a\x03a\xffb")
+    asked = models.TaskDefinition.FromString(encode(definition()) + b"\x0a\x04a\xe2\x82b")
     state = State()
     outcome = run(state, "desire", models.DesireTaskRequest(task_guid="t", domain="dom", task_definition=asked))
     stored, (call,) = state.tasks.get("t"), outcome.calls
     assert stored is not None
     assert stored.definition is not None
-    assert b"a\xffb" in stored.definition
+    assert b"a\xe2\x82b" in stored.definition
     assert isinstance(call, AuctionTasks)
-    assert call.starts[0].rootfs == "a\ufffdb"
+    assert call.starts[0].rootfs == "a\ufffd\ufffdb"
 
 
 def test_start_gives_the_task_to_the_cell() -> None:

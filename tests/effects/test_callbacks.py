@@ -230,3 +230,31 @@ async def test_shutdown_drops_the_queue_and_waits_for_nobody(receiver, writer, s
     submit(writer, callbacks, completed("late", double.url))
     assert [state(writer, guid) for guid in ("running", "queued", "late")] == [4, 3, 3]
     assert len(double.received) == 1
+
+
+@pytest.mark.parametrize("path", ["/%zz", "/a\tb"])
+async def test_a_url_that_cannot_be_read_is_not_called(receiver, writer, start, logged, path: str) -> None:
+    double = await receiver(200)
+    callbacks = start(workers=1)
+    submit(writer, callbacks, completed("bad", double.url + path))
+    submit(writer, callbacks, completed("good", double.url + "/a b"))
+    (request,) = await double.wait_for(1)
+    assert request.path == "/a%20b"
+    assert state(writer, "bad") == TaskState.RESOLVING
+
+
+async def test_a_kept_connection_that_was_closed_meanwhile_does_not_spoil_a_callback() -> None:
+    async def answer(reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await stream.drain()
+        stream.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    peer = Peer(None, 5)
+    try:
+        assert [await peer.send("POST", url, {}, b"{}") for _ in range(20)] == [200] * 20
+    finally:
+        await peer.close()
+        server.close()

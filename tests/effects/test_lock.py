@@ -9,7 +9,7 @@ import pytest
 from bbs_protos import locket_pb2 as pb
 
 from bbs_server.effects.lock import STANDBY_INTERVAL, LockLost, MasterLock
-from bbs_server.effects.locket import LocketUnreachable
+from bbs_server.effects.locket import Locket, LocketSettings, LocketUnreachable
 
 
 class Pauses:
@@ -46,6 +46,13 @@ def lock(locket_double, connect_locket, logged, pauses) -> MasterLock:
 async def soon(awaitable):
     async with asyncio.timeout(10):
         return await awaitable
+
+
+async def test_files_that_cannot_be_used_are_refused_at_once(certificates) -> None:
+    ca, cert, key = (str(path) for path in (certificates.ca, certificates.client_cert, certificates.client_key))
+    for files in ((ca, cert, str(certificates.stranger_key)), (key, cert, key), (ca, key, key), (ca, cert, "/no")):
+        with pytest.raises((OSError, ValueError)):
+            Locket(LocketSettings("127.0.0.1:9", *files))
 
 
 async def test_a_free_lock_is_taken_at_once(locket_double, lock, logged) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from bbs_protos import locket_pb2 as pb
 from bbs_protos import models_pb2 as models
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +129,15 @@ async def test_all_cells(locket_double, presences: Presences, logged) -> None:
     assert cells["cell-2"].zone == "late"
     assert cells["cell-1"].SerializeToString() == CAPTURED_AS_PROTOBUF
     assert logged.actions() == ["failed-to-unmarshal-presence"]
+
+
+async def test_a_value_that_is_not_utf_8(locket_double, presences: Presences) -> None:
+    """Each stray byte becomes U+FFFD, and nobody else's presence suffers (wire.md 6)."""
+    locket_double.put_presence("cell-1", '{"cell_id":"a"}')
+    broken = pb.Resource.FromString(b'\x0a\x01\xff\x1a\x10{"cell_id":"b\xff"}\x28\x02')
+    assert isinstance(broken.value, bytes)
+    locket_double.resources["broken"] = broken
+    assert {cell.cell_id for cell in await presences.all()} == {"a", "b\ufffd"}
 
 
 async def test_one_cell(locket_double, presences: Presences) -> None:

@@ -109,6 +109,22 @@ async def test_an_unusable_address_ends_it_but_is_announced(retire, writer, lock
     assert announced(writer) == REMOVED
 
 
+@pytest.mark.parametrize("present", [True, False])
+async def test_a_cell_that_goes_between_two_attempts(retire, writer, locket_double, receiver, present: bool) -> None:
+    """The removal was recorded when the cell was found, so that it is announced even if no row is left to delete."""
+    cell = await receiver(500, tls=True)
+    cell.held = asyncio.Event()
+    locket_double.put_presence("c", f'{{"cell_id":"c","rep_url":"{cell.url}"}}')
+    retirement = asyncio.create_task(retire(lrp(RUNNING), present=present))
+    await cell.wait_for(1)
+    del locket_double.resources["c"]
+    cell.held.set()
+    assert await retirement == (None if present else RESOURCE_NOT_FOUND)
+    assert len(cell.received) == 1
+    assert row(writer) is None
+    assert announced(writer) == REMOVED
+
+
 async def test_a_cell_that_is_gone_leaves_nothing(retire, writer) -> None:
     assert await retire(lrp(RUNNING)) is None
     assert row(writer) is None

@@ -82,6 +82,29 @@ async def test_locks_that_are_refused(client: Any, fields: Any, code: grpc.Statu
     assert await refusal(client.lock(**fields)) == (code, text)
 
 
+async def test_text_that_is_not_utf_8(client: Any) -> None:
+    """It is carried as far as the database, and no farther (wire.md 6)."""
+
+    def call(name: str, fields: bytes) -> Awaitable[Any]:
+        resource = fields if name == "Fetch" else b"\x0a" + bytes((len(fields),)) + fields + b"\x10\x07"
+        answer: Awaitable[Any] = client.channel.unary_unary(f"/models.Locket/{name}")(resource)
+        return answer
+
+    key, owner, value, type_ = b"\x0a\x01k", b"\x12\x01o", b"\x1a\x01v", b"\x22\x01\xff\x28\x01"
+    refused = (Code.UNKNOWN, "sql-unknown, error code: 22021, flavor: postgres")
+    assert await refusal(call("Fetch", b"\x0a\x01\xff")) == refused
+    assert await refusal(call("Lock", b"\x0a\x01\xff" + owner + value + type_)) == refused
+    assert await refusal(call("Lock", key + b"\x12\x01\xff" + value + type_)) == refused
+    assert await refusal(call("Lock", key + owner + b"\x1a\x01\xff" + type_)) == refused
+    await call("Lock", key + owner + value + type_)
+    assert (await client.fetch("k")).type == "lock"
+    assert await refusal(call("Lock", key + b"\x12\x01\xff" + value + type_)) == (Code.ALREADY_EXISTS, "lock-collision")
+    assert await refusal(call("Release", key + b"\x12\x01\xff")) == (Code.ALREADY_EXISTS, "lock-collision")
+    assert await refusal(call("Release", b"\x0a\x01\xff" + owner)) == refused
+    await call("Release", key + owner + b"\x1a\x01\xff")
+    assert (await refusal(client.fetch("k")))[1] == "resource-not-found"
+
+
 async def test_the_longest_texts(client: Any) -> None:
     await client.lock("é" * 255, "ö" * 255, value="ü" * 4096)
     assert (await client.fetch("é" * 255)).value == "ü" * 4096

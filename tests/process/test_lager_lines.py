@@ -107,6 +107,14 @@ def test_redaction_by_key_and_by_value() -> None:
     assert lines.last()["data"] == {"password": hidden, "db_Pwd": hidden, "text": hidden, "plain": "x", "id": hidden}
 
 
+def test_whatever_stands_under_a_secret_key_is_redacted() -> None:
+    log, lines = logger(filters=[redaction(None)])
+    log.info("x", passwords=["p"], nested={"Pwd": 5, "pass": {"a": "b"}, "texts": ["x", "AKIA" + "A" * 16]})
+    hidden = "*REDACTED*"
+    nested = {"Pwd": hidden, "pass": hidden, "texts": ["x", hidden]}
+    assert lines.last()["data"] == {"passwords": hidden, "nested": nested}
+
+
 def test_patterns_of_the_configuration_replace_the_built_in_ones() -> None:
     log, lines = logger(filters=[redaction(["s.cret"])])
     log.info("x", a="my secret", b="-----BEGIN RSA PRIVATE KEY-----")

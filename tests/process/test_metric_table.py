@@ -8,7 +8,11 @@ import pytest
 
 from bbs_server.core.outcome import Count
 from bbs_server.effects.task_counts import TaskCounts
+from bbs_server.process.lager import Logger, Sink
+from bbs_server.process.loggregator import NoEmitter
 from bbs_server.process.metrics import METRICS, NO_LRPS, NO_TASKS, Figures, Kind, Report, Requests, Sample, samples
+from bbs_server.process.request_observer import RequestObserver
+from bbs_server.wire.routes import BY_PATH
 
 EXPECTED = {
     Report.LOCK: "LockHeld:Metric",
@@ -59,6 +63,19 @@ def test_request_metrics_are_since_the_last_report() -> None:
         "RequestLatency.Tasks 9",
     ]
     assert {sample.value for sample in samples(Report.REQUESTS, figures)} == {0}
+
+
+def test_streams_count_in_the_total_only() -> None:
+    figures = Figures(Requests(counted=("EventStream", "Ping")))
+    observer = RequestObserver(figures.requests, NoEmitter(), Logger(Sink(lambda line: None), "bbs"))
+    for path in ("/v1/events.r1", "/v1/ping", "/v1/events.r1"):
+        observer.counted(BY_PATH[path])
+    assert shown(samples(Report.REQUESTS, figures)) == [
+        "RequestCount 3",
+        "RequestLatency 0",
+        "RequestCount.EventStream 0",
+        "RequestCount.Ping 1",
+    ]
 
 
 def test_lrp_metrics_before_and_after_the_first_pass() -> None:

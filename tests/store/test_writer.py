@@ -505,7 +505,8 @@ async def test_broken_row_is_written_whole(open_store: Open, psql: asyncpg.Conne
     await opened.writer.write(put, [LRP, DESIRED, bare])
     await psql.execute("UPDATE actual_lrps SET metric_tags = 'garbage'")
     await psql.execute(
-        "UPDATE desired_lrps SET routes = '02', run_info = 'xy', annotation = NULL, placement_tags = '['"
+        "UPDATE desired_lrps SET routes = '02', run_info = 'xy', annotation = NULL, max_pids = NULL,"
+        " placement_tags = '['"
     )
     assert await opened.writer.adopt_foreign_changes() == 3
     assert opened.writer.state.actual_lrps.get(("p", 0, 0)).broken == "Unknown encoding: [103 97]"
@@ -514,6 +515,7 @@ async def test_broken_row_is_written_whole(open_store: Open, psql: asyncpg.Conne
         "run_info": "Unknown encoding: [120 121]",
         "placement_tags": "unexpected end of JSON input",
         "annotation": 'sql: Scan error on column index 3, name "annotation": converting NULL to string is unsupported',
+        "max_pids": 'sql: Scan error on column index 7, name "max_pids": converting NULL to int32 is unsupported',
     }
     await opened.writer.write(put, [LRP, DESIRED, bare])
     await assert_same_as_database(opened, psql)

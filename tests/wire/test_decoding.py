@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from bbs_protos import models_pb2 as models
 
+from bbs_server.core import desired_lrps, tasks
 from bbs_server.core.encoding import encode
 from bbs_server.wire.decoding import ALWAYS_WRITTEN, Undecodable, decode, mark_always_written
 
@@ -53,15 +54,23 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS.keys())
 @pytest.mark.parametrize("depth", [0, 20])
-def test_an_inner_action_without_a_kind_is_refused(wrapper: models.Action, depth: int) -> None:
+def test_an_inner_action_without_a_kind_is_left_to_validation(wrapper: models.Action, depth: int) -> None:
     action = wrapper
     for _ in range(depth):
         action = models.Action(try_action=models.TryAction(action=action))
     task = models.DesireTaskRequest(task_definition=models.TaskDefinition(action=action))
     lrp = models.DesireLRPRequest(desired_lrp=models.DesiredLRP(monitor=action))
-    for request in (task, lrp):
-        with pytest.raises(Undecodable):
-            decode(type(request), request.SerializeToString())
+    for request, check in ((task, tasks.CHECKS), (lrp, desired_lrps.CHECKS)):
+        decoded = decode(type(request), request.SerializeToString())
+        assert decoded == request
+        assert "Invalid field: inner-action" in check[type(request)](decoded)
+
+
+def test_an_inner_action_without_a_kind_beside_the_one_that_counts_is_accepted() -> None:
+    action = models.Action(run_action=models.RunAction(path="p", user="u"), try_action=WRAPPERS["try"].try_action)
+    definition = models.TaskDefinition(root_fs="a:b", action=action)
+    request = models.DesireTaskRequest(task_guid="t", domain="d", task_definition=definition)
+    assert tasks.CHECKS[type(request)](decode(type(request), request.SerializeToString())) == []
 
 
 def test_an_action_without_a_kind_at_the_top_is_left_to_validation() -> None:

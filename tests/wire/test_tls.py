@@ -154,8 +154,10 @@ def test_tls_1_3_and_no_application_protocol(rsa: Path) -> None:
         ("missing", "No such file"),
         ("empty", "failed to load keypair"),
         ("mismatch", "failed to load keypair: "),
-        ("expired", "certificate has expired: validity ended at"),
+        ("expired", "certificate has expired: validity ended at [0-9: -]+ [+]0000 UTC but current time is "),
         ("no authority", "failed to load CA file"),
+        ("a key among the authorities", "a PEM block is not a certificate but "),
+        ("an authority with a header", "failed to load CA file"),
     ],
 )
 def test_certificates_that_cannot_be_used(rsa: Path, certificates: Any, change: str, text: str) -> None:
@@ -170,6 +172,11 @@ def test_certificates_that_cannot_be_used(rsa: Path, certificates: Any, change: 
         past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         leaf = trustme.CA().issue_cert("localhost", not_before=past - datetime.timedelta(days=1), not_after=past)
         leaf.cert_chain_pems[0].write_to_path(str(certificate))
+    elif change == "a key among the authorities":
+        authority.write_text(authority.read_text() + key.read_text())
+    elif change == "an authority with a header":
+        first, line, rest = authority.read_text().partition("-----BEGIN CERTIFICATE-----\n")
+        authority.write_text(f"{first}{line}Name: value\n\n{rest}")
     else:
         authority.write_text("nothing")
     with pytest.raises(BadCertificates, match=text):

@@ -13,12 +13,13 @@ import psutil
 from bbs_server.dev.soak.servers import SERVERS, Servers
 
 _SECONDS = 10.0
-_WARM_UP = 180.0
-"""Seconds of a process as the active server that do not count for its slope."""
+_WARM_UP = 600.0
+"""Seconds of a process in its role that do not count for its slope: for so long its pools and buffers grow."""
 
 _LONG = 300.0
 """Shortest time, in s after the warm-up, from which a slope says something."""
 
+_PER_MINUTE = round(60 / _SECONDS)
 MIB = 2**20
 ALLOWED_GROWTH = 8.0
 """MiB that an undisturbed server may have grown over the whole of its segment."""
@@ -50,6 +51,7 @@ class Segment:
             "greatest": round(max(self.sizes), 1),
             "slope_mib_per_hour": None if slope is None else round(slope, 2),
             "growth_mib": None if growth is None else round(growth, 2),
+            "each_minute": [round(size, 1) for size in self.sizes[::_PER_MINUTE]],
         }
 
 
