@@ -19,6 +19,8 @@ FROM (SELECT xmin::text::bigint AS x FROM actual_lrps) AS versions
 SELECT process_guid, instance_index, presence, xmin FROM actual_lrps
 
 -- name: batch
+-- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
+-- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -52,14 +54,24 @@ WITH fence AS MATERIALIZED (
     internal_routes = COALESCE(r.internal_routes, t.internal_routes),
     metric_tags = COALESCE(r.metric_tags, t.metric_tags),
     routable = r.routable, availability_zone = r.availability_zone
-  FROM batch r
-  WHERE r.operation = 'update' AND t.xmin = r.version
-    AND t.process_guid = r.process_guid AND t.instance_index = r.instance_index AND t.presence = r.presence
+  FROM (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM actual_lrps k
+      WHERE k.process_guid = b.process_guid AND k.instance_index = b.instance_index AND k.presence = b.presence
+        AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'update'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM actual_lrps t USING batch r
-  WHERE r.operation = 'delete' AND t.xmin = r.version
-    AND t.process_guid = r.process_guid AND t.instance_index = r.instance_index AND t.presence = r.presence
+  DELETE FROM actual_lrps t USING (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM actual_lrps k
+      WHERE k.process_guid = b.process_guid AND k.instance_index = b.instance_index AND k.presence = b.presence
+        AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'delete'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,

@@ -17,6 +17,8 @@ FROM (SELECT xmin::text::bigint AS x FROM desired_lrps) AS versions
 SELECT process_guid, xmin FROM desired_lrps
 
 -- name: batch
+-- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
+-- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -46,11 +48,22 @@ WITH fence AS MATERIALIZED (
     modification_tag_epoch = r.modification_tag_epoch, modification_tag_index = r.modification_tag_index,
     run_info = COALESCE(r.run_info, t.run_info), placement_tags = COALESCE(r.placement_tags, t.placement_tags),
     max_pids = r.max_pids, metric_tags = COALESCE(r.metric_tags, t.metric_tags), update_strategy = r.update_strategy
-  FROM batch r WHERE r.operation = 'update' AND t.xmin = r.version AND t.process_guid = r.process_guid
+  FROM (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM desired_lrps k
+      WHERE k.process_guid = b.process_guid AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'update'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM desired_lrps t USING batch r
-  WHERE r.operation = 'delete' AND t.xmin = r.version AND t.process_guid = r.process_guid
+  DELETE FROM desired_lrps t USING (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM desired_lrps k
+      WHERE k.process_guid = b.process_guid AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'delete'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,

@@ -13,6 +13,8 @@ FROM (SELECT xmin::text::bigint AS x FROM domains) AS versions
 SELECT domain, xmin FROM domains
 
 -- name: batch
+-- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
+-- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -25,10 +27,22 @@ WITH fence AS MATERIALIZED (
   RETURNING 1
 ), updated AS (
   UPDATE domains t SET expire_time = r.expire_time
-  FROM batch r WHERE r.operation = 'update' AND t.xmin = r.version AND t.domain = r.domain
+  FROM (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM domains k
+      WHERE k.domain = b.domain AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'update'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM domains t USING batch r WHERE r.operation = 'delete' AND t.xmin = r.version AND t.domain = r.domain
+  DELETE FROM domains t USING (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM domains k
+      WHERE k.domain = b.domain AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'delete'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,

@@ -16,6 +16,8 @@ FROM (SELECT xmin::text::bigint AS x FROM tasks) AS versions
 SELECT guid, xmin FROM tasks
 
 -- name: batch
+-- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
+-- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -43,10 +45,22 @@ WITH fence AS MATERIALIZED (
     failed = r.failed, failure_reason = r.failure_reason,
     task_definition = COALESCE(r.task_definition, t.task_definition),
     rejection_count = r.rejection_count, rejection_reason = r.rejection_reason
-  FROM batch r WHERE r.operation = 'update' AND t.xmin = r.version AND t.guid = r.guid
+  FROM (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM tasks k
+      WHERE k.guid = b.guid AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'update'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM tasks t USING batch r WHERE r.operation = 'delete' AND t.xmin = r.version AND t.guid = r.guid
+  DELETE FROM tasks t USING (
+    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+      SELECT k.ctid AS place FROM tasks k
+      WHERE k.guid = b.guid AND k.xmin = b.version
+      OFFSET 0
+    ) k WHERE b.operation = 'delete'
+  ) r WHERE t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,
