@@ -71,7 +71,7 @@ class Cell:
         await _end([*self._loops, *self._work])
         for container in self.containers.values():
             container.busy = container.again = False
-            container.reported = None
+            container.doubt()
 
     async def die(self) -> None:
         """The machine is gone with everything on it; the presence runs out."""
@@ -97,7 +97,7 @@ class Cell:
             elif asked - self._renewed > PRESENCE_TTL_SECONDS - 2 * PRESENCE_SECONDS:
                 # It may have run out, and others may have taken our instances over: nothing is certain any more.
                 for container in self.containers.values():
-                    container.reported = None
+                    container.doubt()
             await asyncio.sleep(PRESENCE_SECONDS)
 
     async def _keep_in_sync(self) -> None:
@@ -216,7 +216,7 @@ class Cell:
         except Lost:
             container.reported = None
             raise
-        if container.reported != routes:
+        if container.reported != routes and not container.doubtful:
             container.reported, container.reported_at = routes, time.time_ns()
 
     async def _end_instance(self, container: Container) -> None:

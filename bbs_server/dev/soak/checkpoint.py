@@ -139,6 +139,8 @@ class Auditor:
         if lrp.state != "RUNNING" or presence != models.ActualLRP.ORDINARY:
             return
         found = self._fleet.find(guid)
+        if found is not None and found[0].takes_work:
+            found[1].doubtful = False
         if found is None or found[1].reported is None or found[1].busy or not found[0].takes_work:
             return
         self._journal.facts["instances audited"] += 1

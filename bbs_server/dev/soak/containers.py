@@ -34,6 +34,8 @@ class Container:
     """The routes that the server acknowledged last; None if nothing is certain."""
     reported_at: int = 0
     """Wall clock in ns after the first acknowledgement of what is reported now."""
+    doubtful: bool = False
+    """The cell was away: until the row is seen to be ordinary, a start may be acknowledged without any effect."""
     busy: bool = False
     again: bool = False
 
@@ -44,6 +46,9 @@ class Container:
     @property
     def key(self) -> models.ActualLRPKey:
         return models.ActualLRPKey(process_guid=self.process_guid, index=self.index, domain=self.domain)
+
+    def doubt(self) -> None:
+        self.reported, self.doubtful = None, True
 
     def end(self, reason: str = "", stopped: bool = False) -> None:
         self.state, self.reason, self.stopped = State.COMPLETED, reason, self.stopped or stopped
