@@ -348,7 +348,7 @@ def filtered(
 
 def _elements(rows: Iterable[ActualLRP]) -> Elements:
     """Rows that cannot be decoded are absent (actual-lrps.md 1.3)."""
-    return Elements([row for row in rows if not row.broken], attrgetter("element"))
+    return Elements([row for row in rows if not row.broken], attrgetter("element"), kept="_element")
 
 
 __all__ = [

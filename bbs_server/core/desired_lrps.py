@@ -247,12 +247,16 @@ def _instances(state: State, process_guid: str) -> list[ActualLRP]:
 # -- queries -----------------------------------------------------------------------------
 
 
+def _listed(records: Iterable[DesiredLRP], form: Form) -> Elements:
+    return Elements(list(records), form.piece, kept=form.name)
+
+
 def list_r3(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
-    return Elements(list(_filtered(state, request)), forms.R3.piece)
+    return _listed(_filtered(state, request), forms.R3)
 
 
 def list_r2(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
-    return Elements(list(_filtered(state, request)), forms.R2.piece)
+    return _listed(_filtered(state, request), forms.R2)
 
 
 def list_scheduling_infos(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
@@ -260,7 +264,7 @@ def list_scheduling_infos(state: State, request: models.DesiredLRPsRequest, cont
     wanted = models.DesiredLRPsRequest()
     wanted.CopyFrom(request)
     del wanted.app_guids[:]
-    return Elements(list(_filtered(state, wanted)), forms.SCHEDULING_INFO.piece)
+    return _listed(_filtered(state, wanted), forms.SCHEDULING_INFO)
 
 
 def list_routing_infos(state: State, request: models.DesiredLRPsRequest, context: Context) -> Answer:
@@ -269,7 +273,7 @@ def list_routing_infos(state: State, request: models.DesiredLRPsRequest, context
     wanted.CopyFrom(request)
     wanted.ClearField("domain")
     del wanted.app_guids[:]
-    return Elements(list(_filtered(state, wanted)), forms.ROUTING_INFO.piece)
+    return _listed(_filtered(state, wanted), forms.ROUTING_INFO)
 
 
 def get_r3(state: State, request: models.DesiredLRPByProcessGuidRequest, context: Context) -> Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.message import Message
@@ -26,11 +27,21 @@ class Elements:
 
     records: Sequence[Any]
     piece: Callable[[Any], bytes] = bytes
+    kept: str = ""
+    """The attribute in which records keep their piece, None until it was made; empty if they do not."""
+
+    def pieces_of(self, records: Sequence[Any]) -> list[bytes]:
+        """The pieces of some of the records."""
+        if self.kept:
+            found = list(map(attrgetter(self.kept), records))
+            if all(found):
+                return found
+        return list(map(self.piece, records))
 
     @property
     def pieces(self) -> Sequence[bytes]:
         """All pieces at once."""
-        return list(map(self.piece, self.records))
+        return self.pieces_of(self.records)
 
 
 Answer = Message | Elements

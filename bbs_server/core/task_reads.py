@@ -77,7 +77,7 @@ def _list(state: State, request: models.TasksRequest, form: Form) -> Elements:
             # Quirk: the tasks read before the bad row are returned beside the error.
             return Elements([_UNREADABLE, *map(form, found)])
         found.append(task)
-    return Elements(found, form)
+    return Elements(found, form, kept="_element" if form is r3 else "")
 
 
 def _selected(state: State, domain: str, cell_id: str) -> Collection[Task]:

@@ -112,13 +112,13 @@ def error_body(response: type[Message], error: Error, fields: dict[str, Any] | N
 
 async def pieces_of(answer: Elements) -> Sequence[bytes]:
     """The pieces of an answer; others get a turn while many are made for the first time."""
-    records, piece = answer.records, answer.piece
+    records = answer.records
     if len(records) <= _AT_ONCE:
-        return list(map(piece, records))
+        return answer.pieces
     pieces: list[bytes] = []
     deadline = time.perf_counter() + TURN
     for start in range(0, len(records), _AT_ONCE):
-        pieces += map(piece, records[start : start + _AT_ONCE])
+        pieces += answer.pieces_of(records[start : start + _AT_ONCE])
         if time.perf_counter() > deadline:
             await asyncio.sleep(0)
             deadline = time.perf_counter() + TURN
