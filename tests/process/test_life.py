@@ -53,7 +53,12 @@ async def test_start_serve_stop(servers: Any) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 0), (signal.SIGQUIT, 2), (signal.SIGHUP, -1)])
 async def test_signals(servers: Any, how: signal.Signals, code: int) -> None:
-    program = await servers()
+    # A test run under nohup ignores SIGHUP, which a child inherits.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        program = await servers()
+    finally:
+        signal.signal(signal.SIGHUP, before)
     await program.logged("bbs.started")
     program.process.send_signal(signal.SIGUSR1)
     program.process.send_signal(signal.SIGUSR2)
