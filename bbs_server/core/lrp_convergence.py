@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from bbs_protos import models_pb2 as models
 
@@ -32,20 +32,13 @@ from bbs_server.core import lrp_convergence_effects as effects
 from bbs_server.core import lrp_convergence_plan as plan
 from bbs_server.core.context import Context
 from bbs_server.core.lrp_convergence_plan import SECOND, Facts, Findings, Kind, Work
-from bbs_server.core.outcome import AuctionLRPs, Call, Command, Event, LRPStart, Outcome
+from bbs_server.core.outcome import AuctionLRPs, Call, Event, LRPStart, Outcome, Step
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, Presence
 from bbs_server.core.state import State
 
 ROWS_PER_GATHERING = 2_000
 WORK_PER_COMMAND = 250
 ROWS_PER_COUNT = 20_000
-
-
-class Step(NamedTuple):
-    """One command of a pass, and what to call it in a log. Its request is None."""
-
-    name: str
-    command: Command
 
 
 @dataclass(frozen=True, slots=True)

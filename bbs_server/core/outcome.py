@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from bbs_server.core.context import Context
 from bbs_server.core.encoding import Answer
@@ -184,3 +184,10 @@ Command = Callable[[State, Any, Context], Outcome]
 
 Query = Callable[[State, Any, Context], Answer]
 """Reads the state for a request. Raises Refused to end with an error."""
+
+
+class Step(NamedTuple):
+    """One command of a convergence pass, and what to call it in a log. Its request is None."""
+
+    name: str
+    command: Command

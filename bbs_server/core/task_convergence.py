@@ -26,18 +26,11 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core import tasks
 from bbs_server.core.context import Context
-from bbs_server.core.outcome import AuctionTasks, Call, Command, Complete, Event, Outcome, TaskStart
+from bbs_server.core.outcome import AuctionTasks, Call, Complete, Event, Outcome, Step, TaskStart
 from bbs_server.core.records import Task, TaskState, replace
 from bbs_server.core.state import State
 
 TASKS_PER_COMMAND = 500
-
-
-class Step(NamedTuple):
-    """One command of a pass, and what to call it in a log. Its request is None."""
-
-    name: str
-    command: Command
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,11 +60,3 @@ def web_app(guid: str, instances: int) -> models.DesiredLRP:
         ),
         metric_tags={"source_id": models.MetricTagValue(static=guid)},
     )
-
-
-def crashing_app(guid: str) -> models.DesiredLRP:
-    """An app that ends one second after its start, again and again."""
-    app = web_app(guid, 1)
-    app.action.CopyFrom(shell("sleep 1; exit 7"))
-    app.ClearField("check_definition")
-    return app

@@ -160,10 +160,6 @@ class Channel(asyncio.Protocol):
         """The client's certificate as `ssl.getpeercert()` shows it."""
         return self._session.getpeercert() or {}
 
-    @property
-    def writable(self) -> bool:
-        return not self._closing and self._transport is not None
-
     def send(self, data: bytes) -> None:
         """Encrypt and write. What is sent after `close` or a loss is dropped."""
         if self._closing or self._transport is None:

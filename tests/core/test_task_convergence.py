@@ -10,10 +10,10 @@ from bbs_protos import models_pb2 as models
 from bbs_server.core import task_convergence, tasks
 from bbs_server.core.context import Context, Settings, random_guid
 from bbs_server.core.encoding import encode
-from bbs_server.core.outcome import AuctionTasks, Call, Complete, Event, TaskStart
+from bbs_server.core.outcome import AuctionTasks, Call, Complete, Event, Step, TaskStart
 from bbs_server.core.records import Task, TaskState, replace
 from bbs_server.core.state import State
-from bbs_server.core.task_convergence import TASKS_PER_COMMAND, Step, TaskConvergence, TaskCounts
+from bbs_server.core.task_convergence import TASKS_PER_COMMAND, TaskConvergence, TaskCounts
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
