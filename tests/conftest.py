@@ -57,10 +57,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """The session's database server. Its data need not survive the machine, so it does not sync."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off", "max_connections": "200"})
-    server.start()
-    yield server
-    server.stop()
+    settings = {"fsync": "off", "max_connections": "200"}
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=settings) as server:
+        yield server
 
 
 _numbers = itertools.count(1)

@@ -8,7 +8,6 @@ import json
 import math
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from rich.table import Table
 
 from bbs_server.dev import processes
 from bbs_server.dev.layout import CHANGE_HEADER, DEFAULT_PORT_BASE, HIGHEST_PORT_BASE, MOST_CELLS, Layout
+from bbs_server.dev.ports import obstacle
 from bbs_server.dev.postgres import tail
 
 app = typer.Typer(
@@ -338,14 +338,10 @@ def _explain(layout: Layout) -> NoReturn:
 
 def _check_ports(layout: Layout) -> None:
     for name, port in layout.ports().items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as problem:
-                raise NotStarted(
-                    f"port {port}, wanted for {name}, is taken ({problem.strerror}); choose others with --port-base"
-                ) from problem
+        if (problem := obstacle(port)) is not None:
+            raise NotStarted(
+                f"port {port}, wanted for {name}, is taken ({problem.strerror}); choose others with --port-base"
+            ) from problem
 
 
 def _parts(layout: Layout) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,7 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbs_server.dev.ports import free_port
+
 _ACCOUNTS = ("postgres", "nobody")
+_ELSEWHERE = "elsewhere"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _SETTINGS: Mapping[str, str] = {
@@ -48,10 +50,12 @@ class _Place:
 class EmbeddedPostgres:
     """One database server with its data in `folder`/data and its log in `folder`/postgres.log.
 
-    `port` 0 takes a free one. `settings` are further `postgresql.conf` values.
+    `port` 0 takes a free one. `settings` are further `postgresql.conf` values. As a context it is a server that
+    leaves nothing behind.
     """
 
     def __init__(self, folder: Path, port: int = 0, settings: Mapping[str, str] | None = None) -> None:
+        self._folder = folder
         self._place = _prepare(folder)
         self.data = self._place.home / "data"
         self.log = self._place.home / "postgres.log"
@@ -118,6 +122,14 @@ class EmbeddedPostgres:
             self._process.wait()
         self._process = None
 
+    def __enter__(self) -> EmbeddedPostgres:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        remove(self._folder)
+
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._place.programs / program), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, user=self.account, cwd="/", check=False)
@@ -125,11 +137,12 @@ class EmbeddedPostgres:
             raise PostgresFailed(f"{program} failed:\n{done.stdout}{done.stderr}")
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def remove(folder: Path) -> None:
+    """Delete the folder of a server, and its data where it had to be elsewhere."""
+    elsewhere = folder / _ELSEWHERE
+    if elsewhere.is_symlink():
+        shutil.rmtree(elsewhere.resolve(), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def tail(log: Path, size: int = 2000) -> str:
@@ -170,7 +183,7 @@ def _existing(folder: Path) -> Path:
 def _elsewhere(folder: Path) -> Path:
     """A place of the folder's own, which a link in it remembers: without the folder the data counts as gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    link = folder / "elsewhere"
+    link = folder / _ELSEWHERE
     if not link.exists():
         link.unlink(missing_ok=True)
         place = Path(tempfile.mkdtemp(prefix="bbs-postgres-"))

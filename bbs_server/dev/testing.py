@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from bbs_server.client import Target
+from bbs_server.dev import postgres
 from bbs_server.dev.layout import Layout
+from bbs_server.dev.ports import free_range
 
 _PROGRAMS = Path(sys.executable).parent
 _SECONDS = 120
@@ -25,7 +25,7 @@ class DevStack:
     """
 
     def __init__(self, folder: Path, cells: int = 2) -> None:
-        self.layout = Layout(folder.absolute(), _free_port_base(), cells)
+        self.layout = Layout(folder.absolute(), free_range(_PORTS), cells)
         self.environment = {
             **os.environ,
             "PATH": f"{_PROGRAMS}:{os.environ['PATH']}",
@@ -79,25 +79,10 @@ class DevStack:
         """Take it down, if it is up, and its data away."""
         if (self.folder / "stack.json").exists():
             self.run("down", check=False)
-        elsewhere = self.layout.data("postgres") / "elsewhere"
-        if elsewhere.is_symlink():
-            shutil.rmtree(elsewhere.resolve(), ignore_errors=True)
+        postgres.remove(self.layout.data("postgres"))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def pid(self, part: str) -> int:
         """The process id that `status` shows."""
         (row,) = [line.split() for line in self.run("status").stdout.splitlines() if line.split()[0] == part]
         return int(row[4])
-
-
-def _free_port_base() -> int:
-    """A range of ports below those that the system gives away."""
-    while True:
-        base = random.randrange(10_000, 30_000, 200)
-        if all(_free(base + offset) for offset in range(_PORTS)):
-            return base
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0

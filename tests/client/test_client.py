@@ -13,7 +13,7 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.client import Client, ClientError, Failed, NoAnswer, NotActive, StreamEnded, Target, Unreachable
 from bbs_server.dev import definitions
-from bbs_server.dev.postgres import free_port
+from bbs_server.dev.ports import free_port
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 PATIENCE = 60

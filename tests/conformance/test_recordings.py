@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from bbs_server.dev.ports import free_range
 from bbs_server.dev.postgres import EmbeddedPostgres, installed
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "conformance"
-REPLAY = RECORDINGS / "replay.py"
+REPLAY = Path(__file__).parent / "replay_in_range.py"
 SERVER = Path(sys.executable).parent / "bbs-server"
 
 AT_ONCE = 3
 """Replays side by side: most of the time they wait for what must not happen."""
+
+PORTS = 200
+"""For each of them: more than its servers take one after the other."""
 
 
 def shares(count: int) -> list[list[Path]]:
@@ -35,6 +39,9 @@ async def replay(files: list[Path], postgres: EmbeddedPostgres, folder: Path) ->
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         REPLAY,
+        RECORDINGS,
+        str(free_range(PORTS)),
+        str(PORTS),
         *files,
         f"--server-cmd={SERVER}",
         "--reset=recreate",
@@ -55,7 +62,7 @@ async def replay(files: list[Path], postgres: EmbeddedPostgres, folder: Path) ->
     return process.returncode, output.decode(errors="replace")
 
 
-@pytest.mark.skipif(not REPLAY.is_file(), reason="the recordings of the reference are not beside this repository")
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the recordings of the reference are not beside this repository")
 async def test_every_recording_passes(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     folders = []
     for number, _ in enumerate(shares(AT_ONCE)):

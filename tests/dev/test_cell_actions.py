@@ -116,8 +116,9 @@ async def test_try_ignores_a_failure_and_emit_progress_tells(sandbox: Sandbox) -
 
 async def test_a_cancelled_action_leaves_no_process(sandbox: Sandbox) -> None:
     task = asyncio.create_task(perform(sh("touch started; sleep 60"), sandbox))
-    while not (sandbox.folder / "started").exists():
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while not (sandbox.folder / "started").exists():
+            await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed
+from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed, remove
 
 
 async def _version(url: str) -> int:
@@ -28,19 +28,18 @@ async def test_a_second_start_finds_the_data_of_the_first(tmp_path: Path) -> Non
     first.stop(signal.SIGQUIT)
     assert first.pid is None
 
-    second = EmbeddedPostgres(tmp_path / "pg")
-    second.start()
-    try:
+    with EmbeddedPostgres(tmp_path / "pg") as second:
         assert await _version(second.url()) >= 150000
         connection = await asyncpg.connect(second.url())
         assert await connection.fetchval("SELECT count(*) FROM kept") == 0
         await connection.close()
-    finally:
-        second.stop()
+    assert not (tmp_path / "pg").exists()
+    assert not second.data.exists()
 
 
 def test_a_taken_port_is_an_error_that_says_so(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     rival = EmbeddedPostgres(tmp_path / "pg", port=postgres.port)
     with pytest.raises(PostgresFailed, match="Address already in use"):
         rival.start()
-    rival.stop()
+    remove(tmp_path / "pg")
+    assert not rival.data.exists()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from bbs_server.dev.example_fleet import ExampleFleet
+from bbs_server.dev.ports import free_port
 from bbs_server.page import start_page
 
 
@@ -65,7 +65,7 @@ def serve() -> Iterator[Serve]:
         return asyncio.run_coroutine_threadsafe(run(), loop).result(10)
 
     def start(fleet: ExampleFleet) -> ServedFleet:
-        port = _free_port()
+        port = free_port()
         stops.append(await_in_loop(start_page("127.0.0.1", port, fleet)))
         return ServedFleet(fleet, f"http://127.0.0.1:{port}/", loop)
 
@@ -76,10 +76,3 @@ def serve() -> Iterator[Serve]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import random
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bbs_server.dev.testing import DevStack
+
 LIVE = "#link[data-state=live]"
 SECONDS = 30_000
-PORTS = 40
 
 
 @pytest.fixture(scope="module")
 def stack_url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A stack of three cells. Comes after `browser`, which may skip the test."""
-    folder, base = tmp_path_factory.mktemp("stack"), _free_base()
-    _bbs_dev("up", "--detach", "--cells", "3", "--port-base", str(base), folder=folder)
-    yield f"http://127.0.0.1:{base}/"
-    _bbs_dev("down", folder=folder)
+    stack = DevStack(tmp_path_factory.mktemp("stack"), cells=3).up()
+    yield f"http://127.0.0.1:{stack.port_base}/"
+    stack.remove()
 
 
 @pytest.fixture
@@ -102,27 +97,3 @@ def test_the_page_outlives_its_bbs(page: Any) -> None:
     page.get_by_role("button", name="Run a task").click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.wait_for_selector("#details .facts >> text=running")
-
-
-def _bbs_dev(*arguments: str, folder: Path) -> None:
-    command = [sys.executable, "-m", "bbs_server.dev.main", *arguments, "--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _free_base() -> int:
-    for _ in range(50):
-        base = random.randrange(20_000, 30_000, 50)
-        if all(_is_free(base + offset) for offset in range(PORTS)):
-            return base
-    raise AssertionError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

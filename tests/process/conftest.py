@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bbs_server.dev.postgres import free_port
+from bbs_server.dev.ports import free_port
 
 _PATIENCE = 30.0
 _SHARED_WITH_LOCKET = (

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from bbs_protos import models_pb2 as models
 
-from bbs_server.dev.postgres import free_port
+from bbs_server.dev.ports import free_port
 
 ROUTE = "/v1/ping"
 

@@ -38,7 +38,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bbs_server.client import Client, Target
 from bbs_server.client.events import StreamEvent, _decode
-from bbs_server.dev.postgres import free_port
+from bbs_server.dev.ports import free_port
 from bbs_server.locket.options import Options
 from bbs_server.locket.server import Identity, serve
 

@@ -27,7 +27,8 @@ from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 
 from bbs_server.client.events import MESSAGES
-from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed, free_port
+from bbs_server.dev.ports import free_port
+from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed
 
 PATIENCE = 30.0
 

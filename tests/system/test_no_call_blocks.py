@@ -17,7 +17,7 @@ import pytest_asyncio
 from bbs_protos import models_pb2 as models
 
 from bbs_server.client import Failed
-from bbs_server.dev.postgres import free_port
+from bbs_server.dev.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,7 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bbs_server.dev.cell.sandbox import Sandbox, StepFailed, free_ports
+from bbs_server.dev.cell.sandbox import Sandbox, StepFailed
+from bbs_server.dev.ports import free_port
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Containers:
         wanted = tuple(ports)
         sandbox = container.sandbox
         sandbox.path("tmp").mkdir(parents=True, exist_ok=True)
-        sandbox.ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
+        sandbox.ports = {port: free_port() for port in wanted}
         sandbox.environment = environment
         container.state = State.CREATED
 

@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -182,20 +181,6 @@ class Limits:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         wanted = self.nofile if hard == resource.RLIM_INFINITY else min(self.nofile, hard)
         return ("/bin/sh", "-c", 'ulimit -n "$0" && exec "$@"', str(wanted), program, *args)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on."""
-    probes: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            probe = socket.socket()
-            probes.append(probe)
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _resident(pid: int) -> int:

@@ -27,7 +27,7 @@ ALLOWED_GROWTH = 8.0
 
 @dataclass(slots=True)
 class Segment:
-    """One process in one role."""
+    """One process in one role, without interruption."""
 
     name: str
     pid: int
@@ -53,6 +53,18 @@ class Segment:
             "growth_mib": None if growth is None else round(growth, 2),
             "each_minute": [round(size, 1) for size in self.sizes[::_PER_MINUTE]],
         }
+
+
+def segment_of(segments: list[Segment], name: str, pid: int) -> Segment:
+    """The last segment of a process if its role is still that one, else a new one at the end.
+
+    A kill is noticed late: for a sample the process that was started again may pass for the active one.
+    """
+    segment = next((one for one in reversed(segments) if one.pid == pid), None)
+    if segment is None or segment.name != name:
+        segment = Segment(name, pid, [], [])
+        segments.append(segment)
+    return segment
 
 
 @dataclass(slots=True)
@@ -109,10 +121,7 @@ class Sampler:
             return
         role = "active" if name == self.active else "standby"
         key = f"{name} {role}" if name in SERVERS else name
-        segment = next((s for s in self.segments if s.name == key and s.pid == process.pid), None)
-        if segment is None:
-            segment = Segment(key, process.pid, [], [])
-            self.segments.append(segment)
+        segment = segment_of(self.segments, key, process.pid)
         segment.times.append(time.monotonic() - self._began)
         segment.sizes.append(process.memory_info().rss / MIB)
         connections = [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == self._port]
