@@ -66,7 +66,7 @@ def _rates(before: Mapping[str, float], after: Mapping[str, float], seconds: flo
     return (
         rate("bbs_request_seconds"),
         mean("bbs_request_seconds", 1000),
-        rate("bbs_batch_commands"),
+        rate("bbs_commit_seconds"),
         mean("bbs_commit_seconds", 1000),
         mean("bbs_batch_commands", 1),
     )

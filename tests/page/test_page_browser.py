@@ -185,6 +185,7 @@ SEEN_AFTER = """
 """
 
 
+@pytest.mark.slow
 def test_ten_thousand_instances_do_not_freeze_it(serve: Any, page: Any) -> None:
     fleet = ExampleFleet(instances=10_000, cells=20, tasks=1000)
     served = serve(fleet)

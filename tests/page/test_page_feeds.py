@@ -116,8 +116,9 @@ async def test_figures_are_read_from_the_metrics_endpoint() -> None:
         for route in ("Ping", "Tasks"):
             seconds.labels(route).observe(0.002)
         for _ in range(4):
-            batches.observe(3)
             commits.observe(0.005)
+        for commands in (1, 3, 5, 3, 3, 3):  # a batch that changes nothing is not committed
+            batches.observe(commands)
         assert figures.look(12_000, await feed.figures(), 130) == (12_000, 1.0, 2.0, 2.0, 5.0, 3.0, 15.0)
         assert figures.look(14_000, await feed.figures(), 130) == (14_000, 0.0, None, 0.0, None, None, 0.0)
         await feed.close()
