@@ -84,10 +84,8 @@ def describe(event: StreamEvent) -> str:
     if event.name == "actual_lrp_crashed":
         return f"{_key(message.actual_lrp_key)} {message.crash_reason}"
     if event.name == "actual_lrp_instance_changed":
-        before, after = message.before, message.after
-        return (
-            f"{_key(message.actual_lrp_key)} {before.state} -> {after.state} {message.actual_lrp_instance_key.cell_id}"
-        )
+        states = f"{_state(message.before)} -> {_state(message.after)}"
+        return f"{_key(message.actual_lrp_key)} {states} {message.actual_lrp_instance_key.cell_id}".rstrip()
     if event.name.startswith("actual_lrp_instance"):
         return _instance(message.actual_lrp)
     group = message.after if event.name == "actual_lrp_changed" else message.actual_lrp_group
@@ -95,8 +93,13 @@ def describe(event: StreamEvent) -> str:
 
 
 def _instance(lrp: models.ActualLRP) -> str:
+    return f"{_key(lrp.actual_lrp_key)} {_state(lrp)} {lrp.actual_lrp_instance_key.cell_id}".rstrip()
+
+
+def _state(lrp: models.ActualLRP | models.ActualLRPInfo) -> str:
+    """State and, unless it is the usual one, presence."""
     presence = models.ActualLRP.Presence.Name(lrp.presence).lower()
-    return f"{_key(lrp.actual_lrp_key)} {lrp.state} {presence} {lrp.actual_lrp_instance_key.cell_id}".rstrip()
+    return lrp.state if presence == "ordinary" else f"{lrp.state} {presence}"
 
 
 def _key(key: models.ActualLRPKey) -> str:

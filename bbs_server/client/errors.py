@@ -14,12 +14,13 @@ class ClientError(Exception):
 
 
 class Failed(ClientError):
-    """The BBS answered with an error."""
+    """The BBS answered with an error. Its text may repeat bytes of the request that are not UTF-8."""
 
-    def __init__(self, type_: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, type_: int, message: str | bytes) -> None:
+        text = message.decode(errors="replace") if isinstance(message, bytes) else message
+        super().__init__(text)
         self.type = type_
-        self.message = message
+        self.message = text
 
     @property
     def type_name(self) -> str:

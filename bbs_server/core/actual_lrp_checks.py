@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
-def invalid(name: str) -> str:
-    return f"Invalid field: {name}"
+from bbs_server.core.problems import invalid
 
 
 def process_guid(part: Any) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bbs_protos import models_pb2 as models
 
-from bbs_server.core.problems import invalid, shown
+from bbs_server.core.problems import invalid
+from bbs_server.core.texts import spelled
 
 ALGORITHMS = frozenset(("md5", "sha1", "sha256"))
 
@@ -18,4 +19,4 @@ def check_checksum(download: models.DownloadAction | models.CachedDependency) ->
         return [invalid("checksum algorithm")]
     if not value:
         return [invalid("checksum value")]
-    return [] if shown(algorithm).lower() in ALGORITHMS else [invalid("invalid algorithm")]
+    return [] if spelled(algorithm).lower() in ALGORITHMS else [invalid("invalid algorithm")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,10 +27,3 @@ class Context:
     new_guid: Callable[[], str]
     request_id: str
     settings: Settings
-
-
-def random_guid() -> str:
-    """A random lower-case UUID (version 4). Spelled out because thousands are needed at a time."""
-    digits = os.urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

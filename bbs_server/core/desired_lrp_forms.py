@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from bbs_server.core import json_columns, maps, sharing
 from bbs_server.core.downgrades import down_convert_desired_lrp_v2, populate_metrics_guid
-from bbs_server.core.encoding import element, encode, field
+from bbs_server.core.encoding import element, encode, put_text
 from bbs_server.core.errors import DESERIALIZE, INVALID_REQUEST, Error, ErrorType, Refused, unknown
 from bbs_server.core.go_json import NotJSON, text
 from bbs_server.core.json_columns import MetricTags, Routes
@@ -120,7 +120,7 @@ def with_credentials(run_info: bytes, update: models.DesiredLRPUpdate) -> bytes:
     for name in ("image_username", "image_password"):
         if update.HasField(name):
             message.ClearField(name)
-            _put_text(message, name, getattr(update, name))
+            put_text(message, name, getattr(update, name))
     _drop_duplicates(message.ports)
     return encode(message)
 
@@ -137,7 +137,7 @@ def _run_info(lrp: models.DesiredLRP, created_at: int) -> bytes:
 def _volume_placement(lrp: models.DesiredLRP) -> bytes:
     placement = models.VolumePlacement()
     for mount in lrp.volume_mounts:
-        _put_text(placement, "driver_names", mount.driver)
+        put_text(placement, "driver_names", mount.driver)
     return encode(placement)
 
 
@@ -151,20 +151,9 @@ def _copy_shared(source: Message, target: Message) -> None:
         elif descriptor.message_type is not None:
             getattr(target, name).CopyFrom(value)
         elif isinstance(value, bytes):
-            _put_text(target, name, value)
+            put_text(target, name, value)
         else:
             setattr(target, name, value)
-
-
-def _put_text(target: Message, name: str, value: str | bytes) -> None:
-    """Set a string field, or append to a repeated one. `bytes` is a string that is not valid UTF-8."""
-    descriptor = target.DESCRIPTOR.fields_by_name[name]
-    if isinstance(value, bytes):
-        target.MergeFromString(field(descriptor.number, value))
-    elif descriptor.is_repeated:
-        getattr(target, name).append(value)
-    else:
-        setattr(target, name, value)
 
 
 def _drop_duplicates(ports: Any) -> None:

@@ -236,12 +236,8 @@ def _changed_tags(before: DesiredLRP, update: models.DesiredLRPUpdate) -> Metric
 
 
 def _instances(state: State, process_guid: str) -> list[ActualLRP]:
-    """The readable instances of an LRP that are not evacuating, as a copy."""
-    return [
-        instance
-        for instance in state.actual_lrps.where("process_guid", process_guid)
-        if instance.presence != Presence.EVACUATING and not instance.broken
-    ]
+    """The instances of an LRP that are not evacuating, as a copy."""
+    return [one for one in instances.of_process(state, process_guid) if one.presence != Presence.EVACUATING]
 
 
 # -- queries -----------------------------------------------------------------------------

@@ -9,16 +9,15 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core.context import Context
 from bbs_server.core.outcome import Outcome
+from bbs_server.core.problems import invalid
 from bbs_server.core.records import NEVER, Domain
 from bbs_server.core.state import State
 from bbs_server.core.texts import column
-
-SECOND = 1_000_000_000
-"""In ns."""
+from bbs_server.core.times import SECOND, rounded
 
 
 def check_upsert(request: models.UpsertDomainRequest) -> list[str]:
-    return [] if request.domain else ["Invalid field: domain"]
+    return [] if request.domain else [invalid("domain")]
 
 
 CHECKS: Mapping[type, Callable[[Any], list[str]]] = {models.UpsertDomainRequest: check_upsert}
@@ -32,14 +31,14 @@ def upsert(state: State, request: models.UpsertDomainRequest, context: Context) 
 
 
 def list_fresh(state: State, request: object, context: Context) -> models.DomainsResponse:
-    """The names of the domains that are fresh; the request is not looked at.
+    """The names of the domains that are fresh; the request is not looked at."""
+    return models.DomainsResponse(domains=fresh(state, context.now))
+
+
+def fresh(state: State, now: int) -> tuple[str, ...]:
+    """The names of the domains that are fresh.
 
     Quirk: the clock is rounded to the nearest second. Expired domains stay until convergence prunes them.
     """
-    now = rounded(context.now)
-    return models.DomainsResponse(domains=[domain.domain for domain in state.domains if domain.expire_time > now])
-
-
-def rounded(now: int) -> int:
-    """The nearest full second, halves up, in ns."""
-    return (now + SECOND // 2) // SECOND * SECOND
+    by_then = rounded(now)
+    return tuple([domain.domain for domain in state.domains if domain.expire_time > by_then])

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from bbs_server.core.actions import effective_kind
 from bbs_server.core.definition_parts import SOURCE_ID
-from bbs_server.core.encoding import field
+from bbs_server.core.encoding import put_text
 
 M = TypeVar("M", bound=Message)
 Text = str | bytes
@@ -54,9 +54,9 @@ def populate_metrics_guid(lrp: models.DesiredLRP) -> models.DesiredLRP:
     result = _copy(lrp)
     if SOURCE_ID in lrp.metric_tags:
         if not lrp.metrics_guid:
-            _put(result, "metrics_guid", lrp.metric_tags[SOURCE_ID].static)
+            put_text(result, "metrics_guid", lrp.metric_tags[SOURCE_ID].static)
     elif lrp.metrics_guid:
-        _put(result.metric_tags[SOURCE_ID], "static", lrp.metrics_guid)
+        put_text(result.metric_tags[SOURCE_ID], "static", lrp.metrics_guid)
     return result
 
 
@@ -244,16 +244,8 @@ def _set_action(owner: Any, slot: str, action: models.Action) -> None:
 
 def _build(message: M, texts: Mapping[str, Text]) -> M:
     for name, text in texts.items():
-        _put(message, name, text)
+        put_text(message, name, text)
     return message
-
-
-def _put(message: Message, name: str, text: Text) -> None:
-    """Set a string. One that is not valid UTF-8 cannot be assigned, but it can be parsed."""
-    if isinstance(text, str):
-        setattr(message, name, text)
-    else:
-        message.MergeFromString(field(message.DESCRIPTOR.fields_by_name[name].number, text))
 
 
 def _joined(algorithm: str, digest: Text) -> Text:

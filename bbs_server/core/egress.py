@@ -9,7 +9,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from bbs_protos import models_pb2 as models
 
-from bbs_server.core.problems import invalid, shown
+from bbs_server.core.problems import invalid
+from bbs_server.core.texts import spelled
 
 Rule = models.SecurityGroupRule
 
@@ -20,7 +21,7 @@ def check_egress_rule(rule: Rule) -> list[str]:
     Quirk: `icmpv6` names its missing ICMP info differently.
     """
     problems = [invalid("protocol")]
-    if checks := _BY_PROTOCOL.get(shown(rule.protocol)):
+    if checks := _BY_PROTOCOL.get(spelled(rule.protocol)):
         problems = [problem for check in checks for problem in check(rule)]
     if details := _check_destinations(rule):
         problems.append(invalid(f"destinations [ {', '.join(details)} ]"))
@@ -85,7 +86,7 @@ def _check_destinations(rule: Rule) -> list[str]:
     return [
         problem
         for destination in rule.destinations
-        for piece in shown(destination).split(",")
+        for piece in spelled(destination).split(",")
         for problem in _check_piece(piece)
     ]
 

@@ -62,6 +62,19 @@ def field(number: int, payload: bytes) -> bytes:
     return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
 
 
+def put_text(message: Message, name: str, value: str | bytes) -> None:
+    """Set a string field, or append to a repeated one. `bytes` is a string that is not valid UTF-8: it cannot be
+    assigned, but it can be parsed.
+    """
+    descriptor = message.DESCRIPTOR.fields_by_name[name]
+    if isinstance(value, bytes):
+        message.MergeFromString(field(descriptor.number, value))
+    elif descriptor.is_repeated:
+        getattr(message, name).append(value)
+    else:
+        setattr(message, name, value)
+
+
 def renumbered(framed: bytes, number: int) -> bytes:
     """An `element` as a field of another number, up to 15: the same bytes behind another tag."""
     return bytes((number << 3 | 2,)) + framed[1:]

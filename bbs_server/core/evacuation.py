@@ -5,7 +5,8 @@ ordinary one and **E** the evacuating one. A table is read from the top; the fir
 is carried out. `Decision.keep` tells the cell whether to let the container run on.
 
 Errors are answers, not refusals: they may ask the cell to keep the container, and undecodable rows that were
-deleted on sight stay deleted. Only a process guid that is not text is refused, except to `evacuate_running`.
+deleted on sight stay deleted. Only a process guid that is not text is refused, and even that is an answer where a
+refusal would keep the container.
 """
 
 from __future__ import annotations
@@ -370,7 +371,12 @@ def remove_evacuating(state: State, request: models.RemoveEvacuatingActualLRPReq
 
 def evacuate_claimed(state: State, request: models.EvacuateClaimedActualLRPRequest, context: Context) -> Outcome:
     """The cell gives up an instance that it claimed and has not started (evacuation.md section 3)."""
-    return _carry_out(CLAIMED_TABLE, _case(state, request, context))
+    try:
+        case = _case(state, request, context)
+    except Refused as refusal:
+        # An answer, since the refusal of a claimed instance keeps the container, which only unclaiming does.
+        return Outcome(_evacuation_response(Decision(error=refusal.error)))
+    return _carry_out(CLAIMED_TABLE, case)
 
 
 def evacuate_crashed(state: State, request: models.EvacuateCrashedActualLRPRequest, context: Context) -> Outcome:

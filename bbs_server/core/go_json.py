@@ -81,18 +81,39 @@ EXACT = json.JSONDecoder(
 """Gives objects as `Object` and numbers as `Number`."""
 
 
-def parse(source: str, decoder: json.JSONDecoder = DECODER) -> Any:
+MOST_LEVELS = 500
+"""How deep arrays and objects may be nested.
+
+The interpreter can read about twice as many, but how many depends on who calls. A text that is taken once must be read
+for ever, so the limit is one that every caller can reach.
+"""
+
+
+def parse(source: str, decoder: json.JSONDecoder = DECODER, most_levels: int = MOST_LEVELS) -> Any:
     """The value of a text. Raises NotJSON."""
     try:
-        return decoder.decode(source)
+        value = decoder.decode(source)
     except (json.JSONDecodeError, RecursionError) as problem:
         raise NotJSON(complaint(source, problem)) from None
+    # Whatever is nested deeper has more brackets, too; counting those is cheap.
+    if source.count("[") + source.count("{") > most_levels and levels(source) > most_levels:
+        raise NotJSON(_TOO_DEEP)
+    return value
+
+
+def levels(source: str) -> int:
+    """How deep arrays and objects are nested in a valid text."""
+    now = most = 0
+    for bracket in _brackets(source):
+        now += 1 if bracket in "[{" else -1
+        most = max(most, now)
+    return most
 
 
 def complaint(source: str, problem: Exception) -> str:
     """What the reference says of the text; both parsers stop at the same character for the usual mistakes."""
     if not isinstance(problem, json.JSONDecodeError):
-        return "exceeded max depth"
+        return _TOO_DEEP
     at = problem.pos
     if at >= len(source) or problem.msg.startswith("Unterminated string"):
         return ENDED
@@ -111,6 +132,7 @@ def complaint(source: str, problem: Exception) -> str:
 
 
 ENDED = "unexpected end of JSON input"
+_TOO_DEEP = "exceeded max depth"
 _LITERALS = {"t": "true", "f": "false", "n": "null"}
 _AFTER = {
     "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
@@ -134,12 +156,17 @@ def _literal(rest: str) -> str:
 def _innermost(source: str) -> str:
     """The bracket that is still open at the end of a text."""
     open_brackets: list[str] = []
-    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", source)):
+    for bracket in _brackets(source):
         if bracket in "[{":
             open_brackets.append(bracket)
         else:
             open_brackets.pop()
     return open_brackets[-1] if open_brackets else ""
+
+
+def _brackets(source: str) -> Iterable[str]:
+    """Those outside of strings."""
+    return re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]++|\\.)*+"', "", source))
 
 
 def _character(character: str) -> str:

@@ -87,16 +87,24 @@ def at(state: State, process_guid: str, index: int) -> list[ActualLRP]:
 
     Those that cannot be decoded are deleted on sight and never seen (actual-lrps.md 1.3).
     """
-    rows = list(state.actual_lrps.where("instance", (process_guid, index)))
-    for row in rows:
-        if row.broken:
-            return _discard_broken(state, rows)
-    return rows
+    return _readable(state, list(state.actual_lrps.where("instance", (process_guid, index))))
+
+
+def of_process(state: State, process_guid: str) -> list[ActualLRP]:
+    """The rows of all indices of an LRP, read as `at` reads those of one."""
+    return _readable(state, list(state.actual_lrps.where("process_guid", process_guid)))
 
 
 def is_broken(state: State, process_guid: str, index: int) -> bool:
     """Whether `at` would delete something."""
     return any(row.broken for row in state.actual_lrps.where("instance", (process_guid, index)))
+
+
+def _readable(state: State, rows: list[ActualLRP]) -> list[ActualLRP]:
+    for row in rows:
+        if row.broken:
+            return _discard_broken(state, rows)
+    return rows
 
 
 def _discard_broken(state: State, rows: list[ActualLRP]) -> list[ActualLRP]:

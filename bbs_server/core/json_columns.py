@@ -16,7 +16,7 @@ from json.encoder import encode_basestring
 from typing import Any, TypeVar
 
 from bbs_server.core import go_json, sharing
-from bbs_server.core.go_json import DECODER, NotJSON, escaped, kind, parse, text
+from bbs_server.core.go_json import DECODER, MOST_LEVELS, NotJSON, escaped, kind, parse, text
 from bbs_server.core.records import MetricTag
 
 Routes = tuple[tuple[str, bytes], ...]
@@ -45,8 +45,8 @@ def by_name(members: Iterable[tuple[str, V]]) -> tuple[tuple[str, V], ...]:
 def normalised(value: bytes) -> bytes:
     """A route value as it is stored and read back. Raises NotJSON.
 
-    Bytes inside strings need not be valid UTF-8 and are kept. Values nested deeper than the
-    interpreter's recursion limit count as not valid.
+    Bytes inside strings need not be valid UTF-8 and are kept. Values nested deeper than `MOST_LEVELS`
+    count as not valid.
     """
     parse(value.decode("latin-1"))  # Keeps every byte, valid UTF-8 or not.
     if _SPACE.search(value):
@@ -66,7 +66,7 @@ def load_routes(data: bytes) -> Routes | None:
     if data == _NULL:
         return None
     source = _source(data)
-    if _object(source) is None:
+    if _object(source, MOST_LEVELS + 1) is None:
         return None
     # The text is known to be an object: names, colons, values and commas follow each other.
     members: dict[str, bytes] = {}
@@ -168,8 +168,8 @@ def _bytes(source: str) -> bytes:
     return source.encode(errors="surrogateescape")
 
 
-def _object(source: str) -> dict[str, Any] | None:
-    value = parse(source)
+def _object(source: str, most_levels: int = MOST_LEVELS) -> dict[str, Any] | None:
+    value = parse(source, most_levels=most_levels)
     if value is None or isinstance(value, dict):
         return value
     raise NotJSON(_mismatch(value, "object"))

@@ -15,7 +15,7 @@ from bbs_server.core import lrp_convergence_plan as plan
 from bbs_server.core.context import Context
 from bbs_server.core.lrp_convergence_plan import Kind, Work
 from bbs_server.core.outcome import Call, Event, Group, Hub, LRPStart, Retire, UpdateInstance
-from bbs_server.core.records import CLAIMED, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence
+from bbs_server.core.records import UNCLAIMED, ActualLRP, DesiredLRP, Presence
 from bbs_server.core.state import State
 
 
@@ -51,14 +51,20 @@ def _promote(state: State, work: Work, desired: DesiredLRP | None, context: Cont
     return Done((*events, _changed(suspect, promoted)))
 
 
+def _remove(state: State, work: Work, desired: DesiredLRP | None, context: Context) -> Done:
+    """B1 for an instance without a cell."""
+    row = _found(work)
+    return NOTHING if _wanted(row, desired) else Done(instances.remove(state, row))
+
+
 def _retire(state: State, work: Work, desired: DesiredLRP | None, context: Context) -> Done:
     """B1. An instance that has a cell is stopped there, which takes several steps with the cell in between."""
     row = _found(work)
-    if desired is not None and row.index < desired.instances:
-        return NOTHING
-    if row.state in (CLAIMED, RUNNING):
-        return Done(calls=(Retire(row, ""),))
-    return Done(instances.remove(state, row))
+    return NOTHING if _wanted(row, desired) else Done(calls=(Retire(row, ""),))
+
+
+def _wanted(row: ActualLRP, desired: DesiredLRP | None) -> bool:
+    return desired is not None and row.index < desired.instances
 
 
 def _create(state: State, work: Work, desired: DesiredLRP | None, context: Context) -> Done:
@@ -128,7 +134,7 @@ EFFECTS: Mapping[Kind, Effect] = {
     Kind.PRUNE_EVACUATING: _prune_evacuating,
     Kind.DISCARD: _discard,
     Kind.PROMOTE: _promote,
-    Kind.RETIRE: _retire,
+    Kind.REMOVE: _remove,
     Kind.CREATE: _create,
     Kind.RESTART: _restart,
     Kind.UNCLAIM: _unclaim,
@@ -136,6 +142,7 @@ EFFECTS: Mapping[Kind, Effect] = {
     Kind.REMOVE_SUSPECT: _remove_suspect,
     Kind.UPDATE_ROUTES: _update_routes,
     Kind.UPDATE_TAGS: _update_tags,
+    Kind.RETIRE: _retire,
 }
 
 

@@ -17,8 +17,8 @@ from bbs_server.core.go_json import NotJSON
 from bbs_server.core.json_columns import MetricTags, load_hostnames
 from bbs_server.core.records import CLAIMED, CRASHED, NULL_TAGS, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence
 from bbs_server.core.restarts import may_restart
+from bbs_server.core.times import SECOND
 
-SECOND = 10**9
 STALE_AFTER = 30 * SECOND
 """How long an unclaimed instance may wait before it is auctioned again, in ns."""
 
@@ -30,13 +30,13 @@ class Kind(IntEnum):
     """What has to be done, in the order in which it is done.
 
     The reference runs everything in parallel. Suspects come back first, so that nothing else is begun for
-    an instance whose cell has returned (lrp-convergence.md section 9).
+    an instance whose cell has returned (lrp-convergence.md section 9). What waits for a cell comes last.
     """
 
     PRUNE_EVACUATING = 0
     DISCARD = 1
     PROMOTE = 2
-    RETIRE = 3
+    REMOVE = 3
     CREATE = 4
     RESTART = 5
     UNCLAIM = 6
@@ -44,6 +44,7 @@ class Kind(IntEnum):
     REMOVE_SUSPECT = 8
     UPDATE_ROUTES = 9
     UPDATE_TAGS = 10
+    RETIRE = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Facts:
 
 @dataclass(slots=True)
 class Findings:
-    """The work lists of a pass, and what its metrics count."""
+    """Work lists, and what the metrics of a pass count."""
 
     work: list[Work] = field(default_factory=list)
     missing_cells: set[str] = field(default_factory=set)
@@ -90,10 +91,27 @@ class Findings:
         self.work.append(Work(kind, instance.process_guid, instance.index, desired, instance))
 
 
+def together(parts: Iterable[Findings]) -> Findings:
+    """The findings about different process guids as one."""
+    total = Findings()
+    for part in parts:
+        total.work += part.work
+        total.missing_cells |= part.missing_cells
+        total.missing += part.missing
+        total.extra += part.extra
+        total.suspect_running += part.suspect_running
+        total.suspect_claimed += part.suspect_claimed
+    return total
+
+
 def survey(
     facts: Facts, process_guid: str, desired: DesiredLRP | None, rows: Collection[ActualLRP], found: Findings
-) -> None:
-    """Add to `found` what has to be done for one process guid. `rows` are all its instances."""
+) -> bool:
+    """Add to `found` what has to be done for one process guid. `rows` are all its instances.
+
+    Returns whether it is settled: then there is nothing to do until a record of it changes or one of the cells of its
+    instances goes. Time, domains and lists do not matter to it.
+    """
     ordinary = 0
     odd: list[ActualLRP] = []
     others: list[ActualLRP] = []
@@ -113,6 +131,9 @@ def survey(
             odd.append(row)
     if odd or others or desired is None or ordinary != desired.instances:
         _examine(facts, process_guid, desired, rows, odd, others, found)
+        return desired is None and not rows
+    # A list that has to leave it out makes it lost (`forms.is_lost`), and lists change no record.
+    return "run_info" not in desired.broken
 
 
 def _examine(
@@ -131,7 +152,7 @@ def _examine(
         for row in odd:
             if row.domain in facts.known_domains:  # A7
                 found.extra += 1
-                found.add(Kind.RETIRE, row)
+                found.add(_retirement(row), row)
         return
     for row in odd:
         if schedulable:
@@ -226,7 +247,12 @@ def _compare_counts(
         for index, row in ordinary.items():
             if index >= desired.instances:
                 found.extra += 1
-                found.add(Kind.RETIRE, row, desired)
+                found.add(_retirement(row), row, desired)
+
+
+def _retirement(row: ActualLRP) -> Kind:
+    """How an instance that is too many goes (B1): if it has a cell, that has to stop it."""
+    return Kind.RETIRE if row.state in (CLAIMED, RUNNING) else Kind.REMOVE
 
 
 def _absent(instances: int, existing: Collection[int]) -> Iterator[int]:

@@ -6,7 +6,7 @@ whose commit failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -187,7 +187,13 @@ Query = Callable[[State, Any, Context], Answer]
 
 
 class Step(NamedTuple):
-    """One command of a convergence pass, and what to call it in a log. Its request is None."""
+    """One command of a convergence pass, and what to call it in a log. Its request is None.
+
+    Steps that follow each other and are `parallel` run at the same time, as many as the pass has workers. If a step
+    fails its `parts` are to be tried one by one: a single record may be to blame.
+    """
 
     name: str
     command: Command
+    parallel: bool = False
+    parts: Callable[[], Iterable[Step]] = tuple

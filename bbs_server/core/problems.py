@@ -1,4 +1,4 @@
-"""Words and measures that all definition checks share (definitions.md section 1)."""
+"""Words and measures that all checks share (definitions.md section 1)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,3 @@ def size(value: str | bytes) -> int:
     if isinstance(value, bytes) or value.isascii():
         return len(value)
     return len(value.encode())
-
-
-def shown(value: str | bytes) -> str:
-    """A text as it can stand in an error message: bytes that are not UTF-8 become U+FFFD."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

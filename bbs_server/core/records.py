@@ -103,10 +103,20 @@ class Task:
 
 class _NullTags(tuple[tuple[str, str], ...]):
     __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
 
 
 NULL_TAGS = _NullTags()
-"""The metric tags of an instance whose column is NULL: equal to none, but convergence leaves them alone (A15)."""
+"""The metric tags of an instance whose column is NULL: as good as none, but convergence leaves them alone (A15).
+
+Only equal to themselves, so that the database keeps what memory holds and the other way round.
+"""
 
 
 @dataclass(frozen=True, slots=True)

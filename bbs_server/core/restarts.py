@@ -11,7 +11,8 @@ from 200 on     never
 
 from __future__ import annotations
 
-SECOND = 10**9
+from bbs_server.core.times import SECOND
+
 IMMEDIATE_RESTARTS = 3
 MOST_RESTARTS = 200
 BASE_WAIT = 30 * SECOND

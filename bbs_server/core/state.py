@@ -31,9 +31,11 @@ class Table(Generic[K, R]):
 
     What an index holds for a value is the record itself while there has been only one, else a dict by key: most
     instances are the only ones of their LRP and index, and a dict is larger than they are.
+
+    `touch` is told the key of every record that is set or taken out, by whatever way.
     """
 
-    __slots__ = ("_indexes", "_key", "_log", "_rows", "name")
+    __slots__ = ("_indexes", "_key", "_log", "_rows", "_touch", "name")
 
     def __init__(
         self,
@@ -41,9 +43,11 @@ class Table(Generic[K, R]):
         key: Callable[[R], K],
         indexes: Mapping[str, Callable[[R], Hashable]],
         log: list[Change],
+        touch: Callable[[K], None] | None = None,
     ) -> None:
         self.name = name
         self._key = key
+        self._touch = touch
         self._rows: dict[K, R] = {}
         self._indexes: dict[str, tuple[Callable[[R], Hashable], dict[Hashable, R | dict[K, R]]]] = {
             index: (function, {}) for index, function in indexes.items()
@@ -94,6 +98,8 @@ class Table(Generic[K, R]):
 
     def _set(self, key: K, record: R | None) -> None:
         old = self._rows.get(key)
+        if self._touch is not None:
+            self._touch(key)
         if record is None:
             self._rows.pop(key, None)
         else:
@@ -119,13 +125,19 @@ class Table(Generic[K, R]):
 
 
 class State:
-    """The four tables. `take` and `undo` frame each command's changes."""
+    """The four tables. `take` and `undo` frame each command's changes.
 
-    __slots__ = ("_log", "actual_lrps", "desired_lrps", "domains", "tables", "tasks")
+    `unsettled` are the process guids that LRP convergence has to look at: all whose desired LRP or instances have
+    changed, until it finds that nothing about them can need work before the next change. The oldest comes first.
+    """
+
+    __slots__ = ("_log", "actual_lrps", "desired_lrps", "domains", "tables", "tasks", "unsettled")
 
     def __init__(self) -> None:
         log: list[Change] = []
         self._log = log
+        self.unsettled: dict[str, None] = {}
+        touch = self.unsettled.setdefault
         self.domains: Table[str, Domain] = Table("domains", lambda r: r.domain, {}, log)
         self.tasks: Table[str, Task] = Table(
             "tasks",
@@ -134,7 +146,7 @@ class State:
             log,
         )
         self.desired_lrps: Table[str, DesiredLRP] = Table(
-            "desired_lrps", lambda r: r.process_guid, {"domain": lambda r: r.domain}, log
+            "desired_lrps", lambda r: r.process_guid, {"domain": lambda r: r.domain}, log, touch
         )
         self.actual_lrps: Table[tuple[str, int, int], ActualLRP] = Table(
             "actual_lrps",
@@ -146,6 +158,7 @@ class State:
                 "instance": lambda r: (r.process_guid, r.index),
             },
             log,
+            lambda key: touch(key[0]),
         )
         self.tables: dict[str, Table[Any, Any]] = {
             table.name: table for table in (self.domains, self.tasks, self.desired_lrps, self.actual_lrps)

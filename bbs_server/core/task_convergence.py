@@ -7,17 +7,18 @@ The process layer submits the steps one after the other, requests of others run 
         try:
             await writer.write(step.command, None)
         except Refused as problem:
-            log(step.name, problem)  # a failed step affects no other
+            log(step.name, problem)  # a failed step affects no other; its `parts` are tried instead
     counts = convergence.counts
 
 `RULES` are the steps 1 to 6 of the pass. Each first selects its tasks, then works on them in groups, and passes
-over those it would not select any more. `count` sets `counts`, which ends what the duration of the pass covers;
-then `request-auctions` and `submit-callbacks` make their calls.
+over those it would not select any more. The store may run a command again after it has undone it, so what a group
+comes to is kept per group, in place of what it came to before. `count` sets `counts`, which ends what the duration
+of the pass covers; then `request-auctions` and `submit-callbacks` make their calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class Limits(NamedTuple):
 
 @dataclass(slots=True)
 class Findings:
-    """What the rules of a pass have come to."""
+    """What rules have come to."""
 
     pruned: int = 0
     kicked: int = 0
@@ -134,13 +135,15 @@ RULES: tuple[Rule, ...] = (
 class TaskConvergence:
     """One pass with the cells that are present now. `steps` can be run through once.
 
-    `counts` is None until the step `count` was executed. It includes what a step did whose commit failed.
+    `counts` is set after the step `count`, with zeros in place of what could not be counted. It includes what a step
+    did whose commit failed.
     """
 
     def __init__(self, cells: Iterable[models.CellPresence]) -> None:
         # An empty cell id is never present (task-convergence.md section 2, step 3).
         self._cells = frozenset(cell.cell_id for cell in cells if cell.cell_id)
-        self._findings = Findings()
+        self._found: dict[tuple[str, int], Findings] = {}
+        """By rule and place of the group's first task, in the order of the steps."""
         self._limits = Limits(0, 0, 0, self._cells)
         self._selected: Sequence[str] = ()
         self.counts: TaskCounts | None = None
@@ -150,12 +153,13 @@ class TaskConvergence:
         for rule in RULES:
             self._selected = ()
             yield Step(rule.name, partial(self._select, rule))
-            for guids in _groups(self._selected):
-                yield Step(rule.name, partial(self._apply, rule, guids))
+            for place, guids in _groups(self._selected):
+                yield self._application(rule, place, guids)
         yield Step("count", self._count)
-        if self._findings.starts:
-            yield Step("request-auctions", self._request_auctions)
-        for completions in _groups(self._findings.completions):
+        self.counts = self.counts or self._sum(dict.fromkeys(_COUNTED, 0))
+        if starts := [start for found in self._found.values() for start in found.starts]:
+            yield Step("request-auctions", partial(_request_auctions, starts))
+        for _, completions in _groups([each for found in self._found.values() for each in found.completions]):
             yield Step("submit-callbacks", partial(_submit, completions))
 
     def _select(self, rule: Rule, state: State, request: Any, context: Context) -> Outcome:
@@ -170,28 +174,46 @@ class TaskConvergence:
         self._selected = [task.guid for task in state.tasks.where("state", rule.state) if selects(task, limits)]
         return _outcome()
 
-    def _apply(self, rule: Rule, guids: Sequence[str], state: State, request: Any, context: Context) -> Outcome:
+    def _application(self, rule: Rule, place: int, guids: Sequence[str]) -> Step:
+        return Step(rule.name, partial(self._apply, rule, place, guids), parts=partial(self._parts, rule, place, guids))
+
+    def _parts(self, rule: Rule, place: int, guids: Sequence[str]) -> Iterator[Step]:
+        """One step for each task. Together they take the places of what the whole came to."""
+        if len(guids) > 1:
+            for number, guid in enumerate(guids, place):
+                yield self._application(rule, number, [guid])
+
+    def _apply(
+        self, rule: Rule, place: int, guids: Sequence[str], state: State, request: Any, context: Context
+    ) -> Outcome:
         events: list[Event] = []
+        found = Findings()
         for guid in guids:
             task = state.tasks.get(guid)
             if task is None or task.state != rule.state or not rule.selects(task, self._limits):
                 continue
             if task.definition is None:
                 state.tasks.remove(guid)
-                self._findings.pruned += 1
+                found.pruned += 1
             else:
-                events += rule.effect(state, task, context.now, self._findings)
+                events += rule.effect(state, task, context.now, found)
+        self._found[rule.name, place] = found
         return _outcome(events)
 
     def _count(self, state: State, request: Any, context: Context) -> Outcome:
-        found = self._findings
-        numbers = [len(state.tasks.where("state", counted)) for counted in _COUNTED]
-        self.counts = TaskCounts(found.pruned, found.kicked, *numbers)
+        self.counts = self._sum({counted: len(state.tasks.where("state", counted)) for counted in _COUNTED})
         return _outcome()
 
-    def _request_auctions(self, state: State, request: Any, context: Context) -> Outcome:
-        """One request with all tasks; nothing is read again."""
-        return _outcome((), (AuctionTasks(tuple(self._findings.starts)),))
+    def _sum(self, numbers: Mapping[TaskState, int]) -> TaskCounts:
+        """These numbers of tasks and what was done before."""
+        pruned = sum(found.pruned for found in self._found.values())
+        kicked = sum(found.kicked for found in self._found.values())
+        return TaskCounts(pruned, kicked, *[numbers[counted] for counted in _COUNTED])
+
+
+def _request_auctions(starts: Sequence[TaskStart], state: State, request: Any, context: Context) -> Outcome:
+    """One request with all tasks; nothing is read again."""
+    return _outcome((), (AuctionTasks(tuple(starts)),))
 
 
 def _submit(completions: Sequence[Complete], state: State, request: Any, context: Context) -> Outcome:
@@ -201,9 +223,10 @@ def _submit(completions: Sequence[Complete], state: State, request: Any, context
 _COUNTED = (TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.RESOLVING)
 
 
-def _groups(work: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def _groups(work: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
+    """With the place of the first one of each."""
     for start in range(0, len(work), TASKS_PER_COMMAND):
-        yield work[start : start + TASKS_PER_COMMAND]
+        yield start, work[start : start + TASKS_PER_COMMAND]
 
 
 def _outcome(events: Iterable[Event] = (), calls: Iterable[Call] = ()) -> Outcome:

@@ -29,11 +29,11 @@ from bbs_server.core.errors import (
 )
 from bbs_server.core.go_json import text
 from bbs_server.core.outcome import AuctionTasks, CancelTask, Complete, Count, Event, Hub, Outcome, TaskStart
-from bbs_server.core.problems import invalid, shown
+from bbs_server.core.problems import invalid
 from bbs_server.core.records import Task, TaskState
 from bbs_server.core.state import State
 from bbs_server.core.task_reads import get_r2, get_r3, list_r2, list_r3
-from bbs_server.core.texts import column, lookup, truncate
+from bbs_server.core.texts import column, lookup, spelled, truncate
 
 PENDING, RUNNING, COMPLETED, RESOLVING = (
     TaskState.PENDING,
@@ -360,7 +360,7 @@ def _reason(text: str | bytes) -> str:
 
 
 def _on_different_cell(actual: str, given: str | bytes) -> Error:
-    return Error(ErrorType.RUNNING_ON_DIFFERENT_CELL, f"Running on cell {actual} not {shown(given)}")
+    return Error(ErrorType.RUNNING_ON_DIFFERENT_CELL, f"Running on cell {actual} not {spelled(given)}")
 
 
 __all__ = [

@@ -18,6 +18,13 @@ _KEPT_BYTES = 1024
 _SUFFIX = "(truncated)"
 
 
+def spelled(value: str | bytes) -> str:
+    """A text whatever it is made of. What protobuf hands out as `bytes`, since it is not valid UTF-8, is kept byte for
+    byte, as `surrogateescape` does.
+    """
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
 def lookup(value: str | bytes) -> str:
     """A text that the reference would send as a query parameter.
 

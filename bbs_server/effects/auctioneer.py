@@ -41,7 +41,7 @@ class Auctioneer:
     """
 
     def __init__(self, address: str, peer: Peer, plain: Peer | None = None, log: Log = silent) -> None:
-        self._address = address.rstrip("/")
+        self._address = address
         self._peer = peer
         self._plain = plain
         self._log = log
@@ -87,7 +87,7 @@ class Auctioneer:
 
     async def _exchange(self, url: str, headers: dict[str, str], body: bytes) -> int:
         try:
-            return await self._peer.send("POST", url, headers, body, repeat=True)
+            return await self._peer.send("POST", url, headers, body)
         except NoAnswer:
             if self._plain is None:
                 raise

@@ -12,6 +12,7 @@ from bbs_server.core.errors import Refused
 from bbs_server.core.go_json import boolean, string
 from bbs_server.core.log import Log, silent
 from bbs_server.core.records import Task
+from bbs_server.core.texts import spelled
 from bbs_server.effects.background import Background
 from bbs_server.effects.peer import NoAnswer, Peer
 from bbs_server.effects.writing import Writing
@@ -93,7 +94,7 @@ class Callbacks:
 
     async def _call(self, task: Task, definition: models.TaskDefinition) -> bool:
         """Whether the callback was delivered. If not, the task stays Resolving."""
-        url, body = str(definition.completion_callback_url), body_json(task, definition).encode()
+        url, body = spelled(definition.completion_callback_url), body_json(task, definition).encode()
         for _ in range(ATTEMPTS):
             try:
                 status = await self._peer.send("POST", url, _JSON, body)

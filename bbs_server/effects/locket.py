@@ -10,7 +10,7 @@ import grpc
 from bbs_protos import locket_pb2 as pb
 from bbs_protos.locket_pb2_grpc import LocketStub
 
-from bbs_server.effects.tls import client_tls
+from bbs_server.tls.contexts import client_context
 
 CONNECT_TIMEOUT = 10.0
 """Seconds that the start of the process waits for the connection."""
@@ -43,14 +43,14 @@ class Locket:
     """
 
     def __init__(self, settings: LocketSettings) -> None:
-        """Reads the certificates; raises OSError or ValueError. Needs a running loop."""
+        """Reads the certificates; raises BadCertificates. Needs a running loop."""
+        # gRPC would accept any files and then never connect, so they are tried out first.
+        client_context(settings.ca_file, settings.cert_file, settings.key_file)
         credentials = grpc.ssl_channel_credentials(
             root_certificates=Path(settings.ca_file).read_bytes(),
             private_key=Path(settings.key_file).read_bytes(),
             certificate_chain=Path(settings.cert_file).read_bytes(),
         )
-        # gRPC would accept anything and then never connect.
-        client_tls(settings.ca_file, settings.cert_file, settings.key_file)
         self._channel = grpc.aio.secure_channel(settings.address, credentials, options=_options(settings))
         self._stub = LocketStub(self._channel)
 
@@ -91,9 +91,11 @@ class Locket:
 
 def _options(settings: LocketSettings) -> list[tuple[str, int]]:
     """Pings only while a call is open; reconnects quickly, since a standby waits for nothing else."""
+    timeout = (settings.keepalive_timeout or _KEEPALIVE_TIMEOUT) * 1000
     return [
         ("grpc.keepalive_time_ms", max(settings.keepalive_time, _LEAST_KEEPALIVE) * 1000),
-        ("grpc.keepalive_timeout_ms", (settings.keepalive_timeout or _KEEPALIVE_TIMEOUT) * 1000),
+        ("grpc.keepalive_timeout_ms", timeout),
+        ("grpc.http2.ping_timeout_ms", timeout),  # a minute if left out, whatever the keep-alive says
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.enable_retries", 0),

@@ -112,7 +112,7 @@ class Reps:
         self, method: str, url: str, request_id: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> None:
         with_id = {**headers, "X-Vcap-Request-Id": request_id} if request_id else headers
-        status = await self._peer.send(method, url, with_id, body, repeat=True)
+        status = await self._peer.send(method, url, with_id, body)
         if status != ACCEPTED:
             raise BadStatus(status)
 

@@ -29,6 +29,7 @@ _NOT_CONNECTED = re.compile(
     r"ipv[46]:(\S+?): .*?(?:connect: |tcp_connect\W+)?(Connection refused|[A-Z][a-z ]+ timed out)"
 )
 _DEADLINE = "context deadline exceeded"
+_SILENT = re.compile("(ping|keepalive watchdog) timeout")
 
 
 def text(problem: grpc.aio.AioRpcError) -> str:
@@ -40,6 +41,8 @@ def _description(problem: grpc.aio.AioRpcError) -> str:
     details = problem.details() or ""
     if problem.code() is grpc.StatusCode.DEADLINE_EXCEEDED and "Deadline Exceeded" in details:
         return _DEADLINE
+    if problem.code() is grpc.StatusCode.UNAVAILABLE and _SILENT.search(details):
+        return "keepalive ping failed to receive ACK within timeout"
     found = _NOT_CONNECTED.search(details)
     if problem.code() is grpc.StatusCode.UNAVAILABLE and found:
         reason = f"dial tcp {found[1]}: connect: {found[2].lower()}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote_to_bytes
+from base64 import b64encode
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 from bbs_server.core.rootfs import is_valid_rootfs
 
@@ -36,8 +37,53 @@ def sendable(url: str) -> str:
         return url
     path = front[server.end() :]
     if not _WELL_ESCAPED_PATH.fullmatch(path):
-        path = segment(unquote_to_bytes(path))
+        path = segment(unquote_to_bytes(path.encode(errors="surrogateescape")))
     return f"{server[0]}{path}{mark}{query}"
+
+
+def refuse_unsendable(url: str) -> None:
+    """Raises ValueError, with the reference's text, for what is no URL of an HTTP server."""
+    found = scheme(url)
+    if found not in ("http", "https"):
+        raise ValueError(f"unsupported protocol scheme {_quoted(found)}")
+    if not urlsplit(url).hostname:
+        raise ValueError("http: no Host in request URL")
+
+
+def without_user(url: str) -> tuple[str, str]:
+    """The URL without its user info, and the `Authorization` that this becomes; empty if there is none."""
+    front, info, rest = _around_user(url)
+    if info is None:
+        return url, ""
+    user, _, password = info.partition(":")
+    plain = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return f"{front}{rest}", f"Basic {b64encode(plain).decode()}"
+
+
+def without_password(url: str) -> str:
+    """The URL as texts of errors show it."""
+    front, info, rest = _around_user(url)
+    user, colon, _ = (info or "").partition(":")
+    return f"{front}{user}:***@{rest}" if colon else url
+
+
+def _around_user(url: str) -> tuple[str, str | None, str]:
+    """What is before the user info of a URL, the info, None if there is none, and what is behind its `@`."""
+    server = _SERVER.match(url)
+    if server is None or "@" not in server[0]:
+        return "", None, url
+    before, _, host = server[0].rpartition("@")
+    found, mark, info = before.partition("://")
+    return f"{found}{mark}", info, f"{host}{url[server.end() :]}"
+
+
+def redirected(url: str, location: str) -> str:
+    """Where an answer of `url` leads to. Raises ValueError with the reference's text."""
+    try:
+        # The library takes an absolute one without a host for a relative one.
+        return location if scheme(location) else urljoin(url, location)
+    except ValueError as problem:
+        raise ValueError(f"failed to parse Location header {_quoted(location)}: {problem}") from problem
 
 
 def segment(value: str | bytes) -> str:
@@ -69,7 +115,7 @@ def _problem(url: str) -> str:
     if problem := problem or _escape_problem(fragment):
         return problem
     # What is left are malformed addresses in brackets.
-    return "invalid host" if found and not is_valid_rootfs(url) else ""
+    return "invalid host" if found and not is_valid_rootfs(url.encode(errors="surrogateescape")) else ""
 
 
 def _authority_problem(authority: str) -> str:

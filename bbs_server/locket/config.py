@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bbs_server.process.config import LoggregatorConfig
+from bbs_server.process.config_file import NESTED, Kind, Use, key
 from bbs_server.process.durations import MINUTE, SECOND
-from bbs_server.process.gojson import NESTED, Kind, Use, key
 
 MEANINGLESS, REQUIRED = Use.MEANINGLESS, Use.REQUIRED
 

@@ -29,14 +29,12 @@ class Expiry:
         on_expired: Callable[[Lock], None],
         log: Log,
         interval: float,
-        limit: float,
     ) -> None:
-        """`interval` and `limit`, the longest that one removal may take, in s."""
+        """`interval` in s."""
         self._locks = locks
         self._on_expired = on_expired
         self._log = log
         self._interval = interval
-        self._limit = limit
         self._timers: dict[tuple[str, str], _Timer] = {}
         self._removals: set[asyncio.Task[None]] = set()
 
@@ -59,10 +57,9 @@ class Expiry:
     async def scan(self) -> None:
         """Watch all rows there are. A row of another process gets its full ttl from now on."""
         try:
-            async with asyncio.timeout(self._limit):
-                for lock in await self._locks.all():
-                    self.watch(lock)
-        except (Refusal, TimeoutError) as problem:
+            for lock in await self._locks.all():
+                self.watch(lock)
+        except Refusal as problem:
             self._log("error", "failed-fetching-locks", {"error": str(problem)})
 
     async def run(self) -> None:
@@ -86,9 +83,8 @@ class Expiry:
         """Without a timer a row that could not be removed gets a new one at the next scan."""
         data = {"key": lock.key, "owner": lock.owner, "type": lock.type}
         try:
-            async with asyncio.timeout(self._limit):
-                removed = await self._locks.expire(lock)
-        except (Refusal, TimeoutError) as problem:
+            removed = await self._locks.expire(lock)
+        except Refusal as problem:
             self._log("error", "failed-expiring-lock", {**data, "error": str(problem)})
             removed = False
         current = self._timers.get((lock.key, lock.modified_id))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from bbs_server.locket.connections import LocketStatistics
 from bbs_server.process.metrics import METRIC, NANOS, Kind, Sample
-from bbs_server.store.statistics import Statistics
 
 REQUESTS = ("Lock", "Release", "Fetch", "FetchAll")
 
@@ -61,7 +61,7 @@ class Figures:
             self.expired[type_] += 1
 
 
-def interval_samples(figures: Figures, statistics: Statistics, locks: int, presences: int) -> Iterator[Sample]:
+def interval_samples(figures: Figures, statistics: LocketStatistics, locks: int, presences: int) -> Iterator[Sample]:
     """What is sent every `report_interval`. Takes the maxima since the last report."""
     yield from _gauges(("ActiveLocks", locks), ("ActivePresences", presences))
     yield from _database(statistics)
@@ -83,13 +83,12 @@ def expiry_samples(figures: Figures) -> Iterator[Sample]:
     return _gauges(("LocksExpired", figures.expired["lock"]), ("PresenceExpired", figures.expired["presence"]))
 
 
-def _database(statistics: Statistics) -> Iterator[Sample]:
+def _database(statistics: LocketStatistics) -> Iterator[Sample]:
     most, longest = statistics.take_peaks()
     yield from _gauges(("DBOpenConnections", statistics.open_connections))
-    # The pool does not say how long anybody waited for a connection.
-    yield Sample("DBWaitDuration", Kind.GAUGE, 0, NANOS)
+    yield Sample("DBWaitDuration", Kind.GAUGE, statistics.wait_time, NANOS)
     yield from _gauges(
-        ("DBWaitCount", 0),
+        ("DBWaitCount", statistics.waits),
         ("DBQueriesTotal", statistics.total),
         ("DBQueriesSucceeded", statistics.succeeded),
         ("DBQueriesFailed", statistics.failed),

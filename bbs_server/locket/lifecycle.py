@@ -27,7 +27,7 @@ from bbs_server.process.parts import make_emitter
 from bbs_server.process.plain_http import PlainServer
 from bbs_server.store.conninfo import ConnectionSettings, parse
 from bbs_server.store.errors import StartFailure, driver_text
-from bbs_server.wire.tls import BadCertificates, server_context
+from bbs_server.tls.contexts import BadCertificates, server_context
 
 _EXPIRY_INTERVAL = MINUTE
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -77,8 +77,9 @@ def _settings(config: LocketConfig, logger: Logger) -> ConnectionSettings:
 
 
 async def _open(config: LocketConfig, settings: ConnectionSettings, logger: Logger) -> Locks:
+    limit = (config.db_operation_timeout or DEFAULTS.db_operation_timeout) / SECOND
     try:
-        return await Locks.open(settings, config.max_open_database_connections, config.enable_db_health_check)
+        return await Locks.open(settings, config.max_open_database_connections, config.enable_db_health_check, limit)
     except _FAILURES as problem:
         raise fatal(logger, "sql-failed-to-connect", driver_text(problem)) from None
 
@@ -114,18 +115,13 @@ class Members:
     def _database_health(self) -> Member:
         migrated = asyncio.Event()
         migrated.set()
-        rounds = Rounds(
-            interval=self._config.health_check_interval or DEFAULTS.health_check_interval,
-            timeout=self._config.health_check_timeout or DEFAULTS.health_check_timeout,
-            threshold=self._config.health_check_failure_threshold or DEFAULTS.health_check_failure_threshold,
-        )
+        rounds = Rounds.configured(self._config, DEFAULTS)
         check = LocketHealthCheck(self._settings, self._locks.statistics, time.time_ns)
         return database_health(check, rounds, migrated, self._logger)
 
     async def _serve(self, ready: Ready, stopping: asyncio.Event) -> None:
         """Serve until the end, which a missing table brings about, too."""
         options = Options(
-            operation_limit=(self._config.db_operation_timeout or DEFAULTS.db_operation_timeout) / SECOND,
             on_unrecoverable=self._interrupted.set,
             log=self._logger.session("handler").log,
         )

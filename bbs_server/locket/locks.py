@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, replace
-from typing import Any
 
 import asyncpg
 
 from bbs_server.locket import statements
-from bbs_server.locket.refusal import (
-    Refusal,
-    database_failure,
-    lock_collision,
-    resource_not_found,
-    unreadable,
-)
+from bbs_server.locket.connections import OPERATION_LIMIT, Connections, LocketStatistics
+from bbs_server.locket.refusal import lock_collision, resource_not_found, unreadable
 from bbs_server.store.conninfo import ConnectionSettings
-from bbs_server.store.statistics import Statistics
-
-DEFAULT_CONNECTIONS = 16
-
-_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,50 +30,42 @@ class Lock:
 
 
 class Locks:
-    """The table `locks`. Every method is one transaction and raises Refusal when the database fails."""
+    """The table `locks`. Every method is one transaction and raises Refusal when the database fails or is slow."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], statistics: Statistics) -> None:
-        self._pool = pool
-        self.statistics = statistics
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
 
     @classmethod
-    async def open(cls, settings: ConnectionSettings, connections: int = 0, health_table: bool = False) -> Locks:
+    async def open(
+        cls,
+        settings: ConnectionSettings,
+        connections: int = 0,
+        health_table: bool = False,
+        limit: float = OPERATION_LIMIT,
+    ) -> Locks:
         """Connect and create what is missing: the table, and that of the health check if it is wanted.
 
-        `connections` below 1 is the default limit.
+        `connections` below 1 is the default limit; `limit` is the longest, in s, that one method may take.
 
         Raises what the driver raises, and store.errors.Unreachable.
         """
-        statistics = Statistics()
-
-        async def connect(*_: Any, **__: Any) -> asyncpg.Connection[Any]:
-            connection = await settings.connect()
-            statistics.open_connections += 1
-            connection.add_termination_listener(ended)
-            return connection
-
-        def ended(_: object) -> None:
-            statistics.open_connections -= 1
-
-        pool: asyncpg.Pool[Any] = await asyncpg.create_pool(
-            min_size=1,
-            max_size=connections if connections > 0 else DEFAULT_CONNECTIONS,
-            max_inactive_connection_lifetime=0,
-            connect=connect,
-            reset=_keep_as_is,
-        )
-        await pool.execute(statements.CREATE)
+        opened = await Connections.open(settings, connections, limit)
+        await opened.execute(statements.CREATE)
         if health_table:
-            await pool.execute(statements.HEALTH_CREATE)
-        return cls(pool, statistics)
+            await opened.execute(statements.HEALTH_CREATE)
+        return cls(opened)
+
+    @property
+    def statistics(self) -> LocketStatistics:
+        return self._connections.statistics
 
     async def close(self) -> None:
-        """Close all connections, waiting for their statements."""
-        await self._pool.close()
+        """Close all connections."""
+        await self._connections.close()
 
     async def take(self, key: str, owner: str, value: str, type_: str, ttl: int) -> Lock:
         """Take or renew a lock and return its row; `ttl` in s. Raises Refusal: somebody else has it (6.2)."""
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             row = await connection.fetchrow(statements.FIND, key)
             if row is None:
                 lock = Lock(key, owner, value, type_, 1, str(uuid.uuid4()), ttl)
@@ -109,7 +88,7 @@ class Locks:
 
     async def fetch(self, key: str) -> Lock:
         """The lock of a key. Raises Refusal: nobody has it (6.3)."""
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             row = await connection.fetchrow(statements.FIND, key)
             lock = _lock(row) if row is not None else None
         if lock is None or not lock.owner:
@@ -118,7 +97,7 @@ class Locks:
 
     async def release(self, key: str, owner: str) -> Lock | None:
         """Give up a lock; None if nobody had it. Raises Refusal: somebody else has it (6.4)."""
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             row = await connection.fetchrow(statements.FIND, key)
             if row is None:
                 return None
@@ -130,39 +109,23 @@ class Locks:
 
     async def of_type(self, type_: str) -> list[Lock]:
         """All locks of a type that somebody has (6.5)."""
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             return [_lock(row) for row in await connection.fetch(statements.LIST, type_)]
 
     async def all(self) -> list[Lock]:
         """All rows, also those that nobody owns."""
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             return [_lock(row) for row in await connection.fetch(statements.ALL)]
 
     async def count(self, type_: str) -> int:
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             return int(await connection.fetchval(statements.COUNT, type_))
 
     async def expire(self, lock: Lock) -> bool:
         """Remove the row if nobody has renewed it since; whether it was removed (section 7)."""
-        async with self._transaction() as connection:
+        async with self._connections.transaction() as connection:
             keys = (lock.key, lock.owner, lock.modified_id, lock.modified_index)
             return bool(await connection.execute(statements.EXPIRE, *keys) == "DELETE 1")
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Any]:
-        """Raises Refusal for everything the database does not like."""
-        try:
-            with self.statistics.statement():
-                async with self._pool.acquire() as connection, connection.transaction():
-                    yield connection
-        except Refusal:
-            raise
-        except _FAILURES as problem:
-            raise database_failure(problem) from problem
-
-
-async def _keep_as_is(connection: object) -> None:
-    """Transactions leave nothing behind that a connection would have to forget."""
 
 
 def _lock(row: asyncpg.Record) -> Lock:

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bbs_server.core.log import Log, silent
+from bbs_server.locket.connections import OPERATION_LIMIT
 from bbs_server.locket.locks import Lock
-
-OPERATION_LIMIT = 10.0
-"""Seconds that the work of one call may take."""
 
 SCAN_INTERVAL = 5.0
 """Seconds between two looks at all rows, for those that other processes have written."""
@@ -20,7 +18,10 @@ def _nothing(*_: object) -> None: ...
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Times in s. `on_expired` gets every lock that ran out; `on_unrecoverable` is called when the table is missing."""
+    """Times in s; `operation_limit` is for locks that are yet to be opened.
+
+    `on_expired` gets every lock that ran out; `on_unrecoverable` is called when the table is missing.
+    """
 
     operation_limit: float = OPERATION_LIMIT
     scan_interval: float = SCAN_INTERVAL

@@ -61,6 +61,8 @@ def unreadable(column: str) -> Refusal:
 UNRECOVERABLE = "sql-unrecoverable"
 
 _NOT_UTF_8 = "22021"
+_GIVEN_UP = "57014"
+"""The database has kept the limit itself."""
 
 _BY_SQLSTATE: Mapping[str, str] = {
     STRING_TOO_LONG: "sql-bad-request",
@@ -75,6 +77,8 @@ def database_failure(problem: BaseException) -> Refusal:
     if isinstance(problem, asyncpg.DataError) and problem.severity is None:
         # The driver refuses by itself what the reference leaves to the database: text that is not UTF-8.
         return Refusal(grpc.StatusCode.UNKNOWN, _other(_NOT_UTF_8))
+    if state == _GIVEN_UP:
+        return timed_out()
     if is_connection_loss(problem) or not isinstance(problem, asyncpg.PostgresError):
         return Refusal(grpc.StatusCode.UNKNOWN, driver_text(problem))
     return Refusal(grpc.StatusCode.UNKNOWN, _BY_SQLSTATE.get(state) or _other(state))

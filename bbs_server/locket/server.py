@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,9 +19,9 @@ from bbs_server.locket.figures import Figures
 from bbs_server.locket.locks import Lock, Locks
 from bbs_server.locket.options import Options
 from bbs_server.locket.service import Endpoint, Service
-from bbs_server.process.plain_http import ListenFailed, listen_error
+from bbs_server.process.plain_http import ListenFailed, listen_error, port_number, split_address, split_port
 from bbs_server.store.conninfo import parse
-from bbs_server.wire.tls import server_context
+from bbs_server.tls.contexts import server_context
 
 STOP_LIMIT = 15.0
 """Seconds that open calls get to finish at the end."""
@@ -62,9 +65,10 @@ async def serve(
     Port 0 is a free port. At the end open calls finish; locks stay in the database. Raises
     BadCertificates, ListenFailed, and what connecting raises.
     """
-    locks = await Locks.open(parse(database))
+    options = options or Options()
+    locks = await Locks.open(parse(database), limit=options.operation_limit)
     try:
-        async with serve_locks(locks, identity, address, Figures(), options or Options()) as server:
+        async with serve_locks(locks, identity, address, Figures(), options) as server:
             yield server
     finally:
         await locks.close()
@@ -80,7 +84,7 @@ async def serve_locks(
         figures.count_expired(lock.type)
         options.on_expired(lock)
 
-    expiry = Expiry(locks, expired, options.log, options.scan_interval, options.operation_limit)
+    expiry = Expiry(locks, expired, options.log, options.scan_interval)
     endpoint = Endpoint(Service(locks, expiry), figures, options)
     server = grpc.aio.server(options=_CHANNEL_OPTIONS)
     server.add_generic_rpc_handlers((endpoint.handlers(),))
@@ -109,11 +113,28 @@ def _credentials(identity: Identity) -> grpc.ServerCredentials:
 
 def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> tuple[str, int]:
     """Listen on `host:port`; without a host on all interfaces."""
-    host, _, port = address.rpartition(":")
     try:
-        number = server.add_secure_port(f"{host or '[::]'}:{port}", credentials)
+        host, port = split_port(address or ":")
+        wanted = port_number(port)
+    except OSError as problem:
+        raise ListenFailed(listen_error(address, problem)) from None
+    try:
+        number = server.add_secure_port(f"{host or '[::]'}:{wanted}", credentials)
     except RuntimeError:
         number = 0
     if not number:
-        raise ListenFailed(listen_error(address, OSError(98, "address already in use")))
+        raise ListenFailed(listen_error(address, _why_not(address)))
     return host or "localhost", number
+
+
+def _why_not(address: str) -> OSError:
+    """Why nobody can listen there, which gRPC does not tell; a plain socket does."""
+    host, port = split_address(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, place in found:
+            socket.create_server(place[:2], family=family).close()
+    except OSError as problem:
+        return problem
+    # Whoever had it has gone in between.
+    return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -10,6 +10,7 @@ import grpc
 from bbs_protos import locket_pb2 as pb
 from google.protobuf.message import Message
 
+from bbs_server.core.decoding import Undecodable, decode
 from bbs_server.locket.expiry import Expiry
 from bbs_server.locket.figures import Figures
 from bbs_server.locket.locks import Lock, Locks
@@ -21,10 +22,8 @@ from bbs_server.locket.refusal import (
     invalid_resource,
     invalid_ttl,
     invalid_type,
-    timed_out,
     undecodable,
 )
-from bbs_server.wire.decoding import Undecodable, decode
 
 SERVICE = "models.Locket"
 
@@ -97,7 +96,7 @@ CALLS: Mapping[str, tuple[type[Message], Call]] = {
 
 
 class Endpoint:
-    """Carries the calls out for gRPC: decodes, limits the time, counts, logs, turns refusals into statuses."""
+    """Carries the calls out for gRPC: decodes, counts, logs, turns refusals into statuses."""
 
     def __init__(self, service: Service, figures: Figures, options: Options) -> None:
         self._service = service
@@ -141,11 +140,7 @@ class Endpoint:
             request = decode(kind, body)
         except Undecodable as problem:
             raise undecodable(problem) from None
-        try:
-            async with asyncio.timeout(self._options.operation_limit):
-                response = await call(self._service, request)
-        except TimeoutError:
-            raise timed_out() from None
+        response = await call(self._service, request)
         return response.SerializeToString(deterministic=True)
 
     def _tell(self, name: str, refusal: Refusal, context: Any) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bbs_server.process.lager import Level, Logger, Sink
+from bbs_server.process.lager import Level, Logger, Sink, write_all
 from bbs_server.wire.observer import Call
 
 SOURCE = "bbs-access"
@@ -18,17 +18,18 @@ _PARTS = (("organization", "organizationName"), ("organizational_unit", "organiz
 def open_access_log(path: str) -> Logger:
     """A log that appends to the file; it is never cut, redacted or reopened. Raises OSError."""
     descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-    return Logger(Sink(lambda line: os.write(descriptor, line), Level.INFO), SOURCE)
+    return Logger(Sink(lambda line: write_all(descriptor, line), Level.INFO), SOURCE)
 
 
 def request_data(call: Call) -> dict[str, Any]:
     """What both logs say of a request."""
+    certificate = call.client.certificate
     return {
         "method": call.method,
-        "remote_addr": call.peer,
+        "remote_addr": call.client.peer,
         "request": call.target,
-        **_names("issuer", call.certificate),
-        **_names("subject", call.certificate),
+        **_names("issuer", certificate),
+        **_names("subject", certificate),
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bbs_server.process.config_file import NESTED, BadConfig, Kind, Use, key
 from bbs_server.process.durations import MILLISECOND, MINUTE, SECOND
-from bbs_server.process.gojson import NESTED, BadConfig, Kind, Use, key
 
 __all__ = ["AdvancedMetrics", "BBSConfig", "BadConfig", "LoggregatorConfig", "RouteConfig"]
 
@@ -80,7 +80,7 @@ class BBSConfig:
     cert_file: str = key(Kind.TEXT, "", "certificate of the API", REQUIRED)
     key_file: str = key(Kind.TEXT, "", "key of the API", REQUIRED)
     communication_timeout: int = key(Kind.DURATION, 0, "limit of one outgoing HTTP request; 0: none")
-    converge_repeat_interval: int = key(Kind.DURATION, 0, "pause between convergence passes")
+    converge_repeat_interval: int = key(Kind.DURATION, 0, "pause between convergence passes; 0 is no pause at all")
     convergence_workers: int = key(Kind.INTEGER, 0, "extra instances that convergence stops at a time; below 1: 20")
     database_connection_string: str = key(Kind.TEXT, "", "PostgreSQL URL or key=value text", REQUIRED)
     database_driver: str = key(Kind.TEXT, "", "`postgres`; `mysql` is refused", REQUIRED)
@@ -99,7 +99,7 @@ class BBSConfig:
     kick_task_duration: int = key(Kind.DURATION, 0, "age at which callbacks are tried again")
     health_address: str = key(Kind.TEXT, "", "`host:port` of the health endpoint", REQUIRED)
     listen_address: str = key(Kind.TEXT, "", "`host:port` of the API; empty: a free port")
-    lock_ttl: int = key(Kind.DURATION, 0, "life of the lock without renewal, in whole seconds")
+    lock_ttl: int = key(Kind.DURATION, 0, "life of the lock without renewal, in whole seconds; with Locket at least 1")
     lock_retry_interval: int = key(Kind.DURATION, 0, "pause between lock calls and limit of each")
     locket_address: str = key(Kind.TEXT, "", "Locket; empty: a PostgreSQL advisory lock takes its place")
     locket_ca_cert_file: str = key(Kind.TEXT, "", "authority of Locket")

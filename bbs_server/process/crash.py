@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from bbs_server.process.lager import Logger
+from bbs_server.tls.go_errors import described
 
 
 class Ended(Exception):
@@ -29,12 +28,3 @@ def failure(logger: Logger, action: str, error: object) -> Ended:
     """An "E" of server.md 3.1: an error line, exit 1. To be raised."""
     logger.error(action, described(error))
     return Ended(1)
-
-
-def described(error: object) -> str:
-    """An error as the reference says it: `open <file>: no such file or directory`."""
-    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
-        return str(error)
-    if str(error.filename) == ".":  # what an empty path has become
-        return "open : no such file or directory"
-    return f"open {error.filename}: {os.strerror(error.errno).lower()}"

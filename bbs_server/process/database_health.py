@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Protocol
 
 from bbs_server.process.durations import format_duration
 from bbs_server.process.group import Member, Ready, pause, unless
@@ -15,6 +16,19 @@ class DatabaseLost(Exception):
     """All attempts of a round failed; the text is theirs, one per line."""
 
 
+class Keys(Protocol):
+    """The keys of a configuration that say how to check."""
+
+    @property
+    def health_check_interval(self) -> int: ...
+
+    @property
+    def health_check_timeout(self) -> int: ...
+
+    @property
+    def health_check_failure_threshold(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rounds:
     """How often and how patiently the database is asked. Durations in ns."""
@@ -22,6 +36,15 @@ class Rounds:
     interval: int
     timeout: int
     threshold: int
+
+    @classmethod
+    def configured(cls, keys: Keys, defaults: Keys) -> Rounds:
+        """What is not positive means the default: there is no round without an attempt, nor one without time."""
+        given, default = (
+            (source.health_check_interval, source.health_check_timeout, source.health_check_failure_threshold)
+            for source in (keys, defaults)
+        )
+        return cls(*(value if value > 0 else otherwise for value, otherwise in zip(given, default, strict=True)))
 
 
 def database_health(check: HealthCheck, rounds: Rounds, migrated: asyncio.Event, logger: Logger) -> Member:

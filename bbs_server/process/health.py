@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
 from aiohttp import web
 
-from bbs_server.process.plain_http import PlainServer
+from bbs_server.process.plain_http import PlainServer, port_number, split_port
 
 
 class BadAddress(ValueError):
@@ -26,20 +24,14 @@ def resolved(address: str) -> str:
 
     Raises BadAddress.
     """
-    if ":" not in address:
-        place = f"address {address}: " if address else ""
-        raise BadAddress("failed-invalid-health-address", f"{place}missing port in address")
-    host, _, port = address.rpartition(":")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise BadAddress("failed-invalid-health-address", f"address {address}: too many colons in address")
-    if port.isascii() and port.isdigit():
-        if int(port) > 65535:
-            raise BadAddress("failed-invalid-health-port", f"address {port}: invalid port")
-        return address
     try:
-        return f"{host}:{socket.getservbyname(port, 'tcp') if port else 0}"
-    except OSError:
-        raise BadAddress("failed-invalid-health-port", f"lookup tcp/{port}: unknown port") from None
+        host, port = split_port(address)
+    except OSError as problem:
+        raise BadAddress("failed-invalid-health-address", str(problem.strerror)) from None
+    try:
+        return f"{host}:{port_number(port)}"
+    except OSError as problem:
+        raise BadAddress("failed-invalid-health-port", str(problem.strerror)) from None
 
 
 async def _healthy(request: web.BaseRequest) -> web.StreamResponse:

@@ -7,6 +7,7 @@ changed at any time. A line below the level costs one comparison.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import time
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
+
+from bbs_server.core.go_json import text
 
 
 class Level(IntEnum):
@@ -72,8 +75,17 @@ class Sink:
         else:
             shown = {"timestamp": unix_epoch(now), "source": source, "message": message, "log_level": int(level)}
         shown["data"] = _sorted(data)
-        text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), default=str)
-        self.write(text.translate(_ESCAPES).encode("utf-8", "replace") + b"\n")
+        line = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), default=str)
+        self.write(text(line).translate(_ESCAPES).encode() + b"\n")
+
+
+def write_all(descriptor: int, line: bytes) -> None:
+    """Write a whole line, or lose it: a full disk or a reader that has gone is no reason to fail a request."""
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError:
+        pass  # nobody could be told
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +135,7 @@ class Logger:
             self._log(Level.ERROR, action, {"error": str(error), **data})
 
     def log(self, level: str, action: str, data: Data) -> None:
-        """The form in which the other layers log (`store.log.Log`)."""
+        """The form in which the other layers log (`core.log.Log`)."""
         if self.sink.level <= LEVELS[level]:
             self._log(LEVELS[level], action, data)
 

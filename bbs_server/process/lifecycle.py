@@ -154,7 +154,7 @@ class Life:
             *members,
             reporter("periodic-filedescriptor-metrics", Report.FILES, interval, figures, emitter),
             reporter("lock-held-metrics", Report.LOCK, interval, figures, emitter),
-            lock_member(self._parts.lock),
+            lock_member(self._parts.lock, self._parts.database.stand_by, self._deposed.done),
             at_once("set-lock-held-metrics", self._hold),
             Member("writer", self._run_writer),
             Member("workpool", self._run_workpool),
@@ -174,12 +174,7 @@ class Life:
     # -- members -------------------------------------------------------------------------
 
     def _database_health(self) -> Member:
-        config = self._config
-        rounds = Rounds(
-            interval=config.health_check_interval or _HEALTH.health_check_interval,
-            timeout=config.health_check_timeout or _HEALTH.health_check_timeout,
-            threshold=config.health_check_failure_threshold or _HEALTH.health_check_failure_threshold,
-        )
+        rounds = Rounds.configured(self._config, _HEALTH)
         return database_health(self._parts.database.health_check(), rounds, self._migrated, self._logger)
 
     async def _run_writer(self, ready: Ready, stopping: asyncio.Event) -> None:
@@ -244,9 +239,11 @@ class Life:
         database, dispatcher = self._parts.database, self._parts.dispatcher
         try:
             await database.check_key_label()
+            if self._prometheus is not None:
+                database.statistics.on_batch = self._prometheus.committed
             garbage.suspend()
             writer = await database.become_writer(
-                dispatch=dispatcher if self._prometheus is None else self._prometheus.watching(dispatcher),
+                dispatch=dispatcher,
                 settings=core_settings(self._config),
                 on_deposed=self._depose,
                 # Only an error that a client has been told of ends the process (server.md section 7).
@@ -343,4 +340,5 @@ def _listener(name: str, server: PlainServer) -> Member:
 
 
 async def _result(future: asyncio.Future[str]) -> str:
-    return await future
+    """Cancelling this leaves the future as it is: one may be deposed while one stops, too."""
+    return await asyncio.shield(future)

@@ -19,13 +19,14 @@ import grpc.aio
 from bbs_protos import loggregator_pb2 as loggregator
 from bbs_protos import loggregator_pb2_grpc
 
-from bbs_server.effects.tls import client_tls
 from bbs_server.process.config import LoggregatorConfig
 from bbs_server.process.metrics import Kind, Sample
+from bbs_server.tls.contexts import client_context
 
 _AGENT_NAME = "metron"
 """The name that the agent's certificate must be valid for."""
 _QUEUE_LIMIT = 10_000
+_DEFAULTS = LoggregatorConfig()
 _WRITE_LIMIT = 5.0
 _CLOSE_LIMIT = 1.0
 
@@ -49,8 +50,8 @@ class NoEmitter:
 
 
 def credentials(config: LoggregatorConfig) -> grpc.ChannelCredentials:
-    """What the channel is made with. Raises OSError or ValueError."""
-    client_tls(config.ca_path, config.cert_path, config.key_path)  # gRPC would accept anything and fail later
+    """What the channel is made with. Raises BadCertificates."""
+    client_context(config.ca_path, config.cert_path, config.key_path)  # gRPC would accept anything and fail later
     ca, cert, key = (Path(path).read_bytes() for path in (config.ca_path, config.cert_path, config.key_path))
     return grpc.ssl_channel_credentials(ca, key, cert)
 
@@ -76,7 +77,7 @@ class Loggregator:
     def app_log(self, source_id: str, text: str) -> None:
         """Queue a line for the log of an application (server.md 19.1)."""
         tags = {"origin": self._config.job_origin, "source_type": "DIEGO-API", "source_id": source_id}
-        log = loggregator.Log(payload=text.encode(), type=loggregator.Log.ERR)
+        log = loggregator.Log(payload=text.encode(errors="surrogateescape"), type=loggregator.Log.ERR)
         self._put(loggregator.Envelope(timestamp=time.time_ns(), source_id=source_id, tags=tags, log=log))
 
     async def run(self) -> None:
@@ -88,7 +89,7 @@ class Loggregator:
                 while True:
                     # Not `wait_for`: it may swallow the cancellation that ends this loop.
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(max(self._config.batch_flush_interval, 1) / 1e9):
+                        async with asyncio.timeout(self._flush_interval):
                             await self._full.wait()
                     await self._flush(stub)
             finally:
@@ -102,8 +103,13 @@ class Loggregator:
             self._full.set()
 
     @property
+    def _flush_interval(self) -> float:
+        """In s."""
+        return (self._config.batch_flush_interval or _DEFAULTS.batch_flush_interval) / 1e9
+
+    @property
     def _batch_size(self) -> int:
-        return max(1, min(self._config.batch_max_size, _QUEUE_LIMIT))
+        return min(self._config.batch_max_size or _DEFAULTS.batch_max_size, _QUEUE_LIMIT)
 
     async def _flush(self, stub: Any) -> None:
         self._full.clear()

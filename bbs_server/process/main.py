@@ -14,10 +14,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from bbs_server.process.config import BBSConfig
+from bbs_server.process.config_file import BadConfig, read_config
 from bbs_server.process.crash import Ended, Panic
 from bbs_server.process.flags import config_path
-from bbs_server.process.gojson import BadConfig, read_config
-from bbs_server.process.lager import LEVELS, Filter, Logger, Sink, redaction, truncation
+from bbs_server.process.lager import LEVELS, Filter, Logger, Sink, redaction, truncation, write_all
 
 PROCESS_NAME = "bbs"
 """What deployments look for in the process list (server.md section 20)."""
@@ -112,16 +112,13 @@ def make_logger(source: str, config: LogConfig) -> Logger:
             raise Panic(f"error parsing regexp: {problem}") from None
     if config.max_data_string_length > 0:
         filters.append(truncation(config.max_data_string_length))
-    sink = Sink(_write_stdout, LEVELS[config.log_level], config.time_format == "rfc3339", filters)
+    sink = Sink(
+        lambda line: write_all(sys.stdout.fileno(), line),
+        LEVELS[config.log_level],
+        config.time_format == "rfc3339",
+        filters,
+    )
     return Logger(sink, source)
-
-
-def _write_stdout(line: bytes) -> None:
-    try:
-        while line:
-            line = line[os.write(sys.stdout.fileno(), line) :]
-    except OSError:
-        pass  # nobody reads it, and nobody could be told
 
 
 def _name_process(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from bbs_protos import models_pb2 as models
@@ -24,18 +25,31 @@ class Lock(Protocol):
     async def release(self) -> None: ...
 
 
-def lock_member(lock: Lock) -> Member:
-    """Ready when the lock is held. A lost lock is not released."""
+_STANDBY_AFTER = 1.0
+"""s without the lock that make a process a standby."""
+
+
+def lock_member(lock: Lock, stand_by: Callable[[], None], deposed: Callable[[], bool]) -> Member:
+    """Ready when the lock is held. A lost lock is not released, nor is that of a successor with our `uuid`.
+
+    `stand_by` is called if somebody else seems to have the lock; `deposed` tells whether somebody else writes.
+    """
 
     async def acquired() -> bool:
         await lock.acquire()
         return True
 
     async def run(ready: Ready, stopping: asyncio.Event) -> None:
-        if await unless(stopping, acquired()):
+        timer = asyncio.get_running_loop().call_later(_STANDBY_AFTER, stand_by)
+        try:
+            held = await unless(stopping, acquired())
+        finally:
+            timer.cancel()
+        if held:
             ready()
             await unless(stopping, lock.keep())
-        await lock.release()
+        if not deposed():
+            await lock.release()
 
     return Member("lock", run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,16 +89,21 @@ class Requests:
 
 @dataclass(slots=True)
 class Passes(Generic[C]):
-    """What the last pass of a convergence counted and how many ns it took; `runs` since it was last taken."""
+    """What the last pass of a convergence counted and how many ns it took.
+
+    `runs` is their number since it was last taken, `passes` since the start.
+    """
 
     counts: C
     runs: int = 0
     duration: int = 0
+    passes: int = 0
 
     def record(self, counts: C, duration: int) -> None:
         self.counts = counts
         self.duration = duration
         self.runs += 1
+        self.passes += 1
 
     def take_runs(self) -> int:
         taken, self.runs = self.runs, 0
@@ -186,7 +192,11 @@ def _status(name: str) -> int:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    """Counting them takes one more: where there is none left, it is the limit that is reached."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 _G, _C = Kind.GAUGE, Kind.COUNTER

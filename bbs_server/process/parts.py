@@ -17,7 +17,6 @@ from bbs_server.effects.locket import Locket, LocketSettings, LocketUnreachable
 from bbs_server.effects.peer import Peer
 from bbs_server.effects.presences import Presences
 from bbs_server.effects.reps import Reps
-from bbs_server.effects.tls import client_tls
 from bbs_server.process import loggregator
 from bbs_server.process.access_log import open_access_log
 from bbs_server.process.config import BBSConfig, LoggregatorConfig
@@ -29,7 +28,7 @@ from bbs_server.process.loggregator import Loggregator, NoEmitter
 from bbs_server.process.master_lock import LocalLock, Lock, NoCells
 from bbs_server.store.errors import StartFailure
 from bbs_server.store.opening import Database, open_database
-from bbs_server.wire.tls import BadCertificates, server_context
+from bbs_server.tls.contexts import BadCertificates, client_context, server_context
 
 _SESSIONS: Mapping[str, str] = {
     "running-migration": "migration-manager",
@@ -154,8 +153,8 @@ def _rep_tls(config: BBSConfig, logger: Logger) -> ssl.SSLContext | None:
     if not all(files):
         return None
     try:
-        return client_tls(*files)
-    except (OSError, ValueError) as problem:
+        return client_context(*files)
+    except BadCertificates as problem:
         raise fatal(logger, "new-rep-client-factory-failed", problem) from None
 
 
@@ -168,8 +167,8 @@ def _auctioneer(config: BBSConfig, logger: Logger) -> Auctioneer:
     if not any(files):
         return Auctioneer(config.auctioneer_address, plain, None, log)
     try:
-        peer = Peer(client_tls(*files), _timeout(config))
-    except (OSError, ValueError) as problem:
+        peer = Peer(client_context(*files), _timeout(config))
+    except BadCertificates as problem:
         raise fatal(logger, "failed-to-construct-auctioneer-client", problem) from None
     return Auctioneer(config.auctioneer_address, peer, None if config.auctioneer_require_tls else plain, log)
 
@@ -188,9 +187,9 @@ def _api_tls(config: BBSConfig, logger: Logger) -> tuple[ssl.SSLContext, ssl.SSL
     try:
         return (
             server_context(config.cert_file, config.key_file, config.ca_file),
-            client_tls(config.ca_file, config.cert_file, config.key_file),
+            client_context(config.ca_file, config.cert_file, config.key_file),
         )
-    except (BadCertificates, OSError, ValueError) as problem:
+    except BadCertificates as problem:
         raise fatal(logger, "tls-configuration-failed", problem) from None
 
 
@@ -208,7 +207,7 @@ async def _locket(config: BBSConfig, logger: Logger) -> Locket | None:
     try:
         locket = Locket(settings)
         await locket.connect()
-    except (OSError, ValueError, LocketUnreachable) as problem:
+    except (BadCertificates, LocketUnreachable) as problem:
         raise fatal(logger, "failed-to-create-locket-client", problem) from None
     return locket
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -46,15 +47,40 @@ class PlainServer:
 
 
 def split_address(address: str) -> tuple[str | None, int]:
-    """Host, None for all interfaces, and port of `host:port`. Raises OSError."""
-    host, _, port = address.rpartition(":")
-    if not port.isascii() or not (port or "0").isdigit() or int(port or 0) > 65535:
-        raise OSError(0, f"address {port}: invalid port")
-    return host.strip("[]") or None, int(port or 0)
+    """Host, None for all interfaces, and port of `host:port`; no address at all is any free port. Raises OSError."""
+    host, port = split_port(address or ":")
+    return host.strip("[]") or None, port_number(port)
+
+
+def split_port(address: str) -> tuple[str, str]:
+    """Host, with its brackets, and port as they are written. Raises OSError."""
+    place = f"address {address}: " if address else ""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        raise OSError(0, f"{place}missing port in address")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise OSError(0, f"{place}too many colons in address")
+    return host, port
+
+
+def port_number(port: str) -> int:
+    """A port may be a number, a service name of TCP, or empty for any free one. Raises OSError."""
+    if not port:
+        return 0
+    if port.isascii() and port.isdigit():
+        if int(port) > 65535:
+            raise OSError(0, f"address {port}: invalid port")
+        return int(port)
+    try:
+        return socket.getservbyname(port, "tcp")
+    except OSError:
+        raise OSError(0, f"lookup tcp/{port}: unknown port") from None
 
 
 def listen_error(address: str, problem: OSError) -> str:
     """What Go says of an address it cannot bind."""
+    if isinstance(problem, socket.gaierror):
+        return f"listen tcp: lookup {address.rpartition(':')[0]}: no such host"
     if not problem.errno:
         return f"listen tcp: {problem.strerror}"
     reason = os.strerror(problem.errno).lower()

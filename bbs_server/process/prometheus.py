@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -11,11 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from bbs_server.core.errors import Error
-from bbs_server.core.outcome import Outcome
 from bbs_server.process.metrics import Figures
 from bbs_server.process.plain_http import PlainServer
-from bbs_server.store.writer import Dispatch
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 5, 10, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -42,6 +38,8 @@ GAUGES: Mapping[str, tuple[str, Read]] = {
     "bbs_tasks_running": ("tasks at the last pass", lambda f: f.tasks.counts.running),
     "bbs_tasks_completed": ("tasks at the last pass", lambda f: f.tasks.counts.completed),
     "bbs_tasks_resolving": ("tasks at the last pass", lambda f: f.tasks.counts.resolving),
+    "bbs_tasks_pruned": ("tasks the last pass deleted", lambda f: f.tasks.counts.pruned),
+    "bbs_tasks_kicked": ("tasks the last pass set going again", lambda f: f.tasks.counts.kicked),
     "bbs_lrp_convergence_seconds": ("length of the last pass", lambda f: f.lrps.duration / _SECOND),
     "bbs_task_convergence_seconds": ("length of the last pass", lambda f: f.tasks.duration / _SECOND),
     "bbs_gc_pause_longest_seconds": ("longest garbage collection", lambda f: f.pauses.longest / _SECOND),
@@ -49,7 +47,15 @@ GAUGES: Mapping[str, tuple[str, Read]] = {
         "longest statement of the last full minute",
         lambda f: f.database_peaks[1] / _SECOND,
     ),
+    "bbs_database_statements_most_in_flight": ("at once in the last full minute", lambda f: f.database_peaks[0]),
+    "bbs_migration_seconds": ("length of the migrations at the start", lambda f: f.migration_duration / _SECOND),
+    "bbs_encryption_seconds": ("length of the re-encryption, if any", lambda f: f.encryption_duration / _SECOND),
     "bbs_database_connections": ("open connections", lambda f: f.database.open_connections if f.database else 0),
+}
+
+COUNTERS: Mapping[str, tuple[str, Read]] = {
+    "bbs_lrp_convergence_passes": ("passes since the start", lambda f: f.lrps.passes),
+    "bbs_task_convergence_passes": ("passes since the start", lambda f: f.tasks.passes),
 }
 
 
@@ -66,27 +72,15 @@ class Prometheus:
         self._batches = Histogram(
             "bbs_batch_commands", "Commands per committed batch", buckets=_SIZES, registry=self.registry
         )
-        self._committed = 0
         self.registry.register(_Reader(figures))
 
     def timed(self, route: str, ns: int) -> None:
         """A request was answered."""
         self._seconds.labels(route).observe(ns / _SECOND)
 
-    def watching(self, dispatch: Dispatch) -> Dispatch:
-        """The same dispatch, with the outcomes counted by batch: those of one batch come in one turn of the loop."""
-
-        def watched(outcome: Outcome) -> Awaitable[Error | None] | None:
-            if not self._committed:
-                asyncio.get_running_loop().call_soon(self._end_batch)
-            self._committed += 1
-            return dispatch(outcome)
-
-        return watched
-
-    def _end_batch(self) -> None:
-        self._batches.observe(self._committed)
-        self._committed = 0
+    def committed(self, commands: int) -> None:
+        """A batch of so many commands was committed."""
+        self._batches.observe(commands)
 
     def server(self, address: str) -> PlainServer:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -107,6 +101,8 @@ class _Reader(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, (text, read) in GAUGES.items():
             yield GaugeMetricFamily(name, text, value=float(read(self._figures)))
+        for name, (text, read) in COUNTERS.items():
+            yield CounterMetricFamily(name, text, value=float(read(self._figures)))
         yield _cell_tasks(self._figures.cell_tasks)
         if self._figures.database is not None:
             database = self._figures.database

@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bbs_protos import models_pb2 as models
@@ -32,6 +33,15 @@ _APP_GUID_PARTS = 5
 _WORD = re.compile("LRPs?|[A-Z][a-z]+|[a-z0-9]+")
 
 Timed = Callable[[str, int], None]
+
+
+@dataclass(slots=True)
+class _Logs:
+    """What a request writes to; `handler` is there from the handler's first line on."""
+
+    main: Logger
+    access: Logger | None = None
+    handler: Logger | None = None
 
 
 class RequestObserver:
@@ -68,7 +78,7 @@ class RequestObserver:
         data = request_data(call)
         access = None if self._access is None else self._access.session("request", **data)
         main = self._logger.session("request", **data)
-        call.note = (access, main)
+        call.note = _Logs(main, access)
         if access is not None:
             access.info("serving")
         main.debug("serving")
@@ -76,10 +86,10 @@ class RequestObserver:
     def done(self, call: Call, duration: int) -> None:
         if call.note is None:
             return  # the level was raised in between
-        access, main = call.note
-        if access is not None:
-            access.info("done", duration=duration)
-        main.debug("done")
+        logs: _Logs = call.note
+        if logs.access is not None:
+            logs.access.info("done", duration=duration)
+        logs.main.debug("done")
 
     def counted(self, route: Route) -> None:
         self._requests.count(route.name, stream=route.kind is Kind.STREAM)
@@ -107,12 +117,16 @@ class RequestObserver:
         print(f"http: TLS handshake error from {peer}: {reason}", file=sys.stderr, flush=True)
 
     def _handler_log(self, call: Call) -> Logger:
-        main = call.note[1] if call.note is not None else self._logger.session("request")
-        name = call.route.name
-        if name not in self._tasks:
-            self._tasks[name] = handler_task(name)
-        session: Logger = main.session(self._tasks[name], request=call.target, method=call.method)
-        return session.with_request_id(call.request_id)
+        """The handler's task in the request's: one session and one span for all its lines, whatever the level."""
+        if call.note is None:
+            call.note = _Logs(self._logger.session("request", **request_data(call)))
+        logs: _Logs = call.note
+        if logs.handler is None:
+            name = call.route.name
+            if name not in self._tasks:
+                self._tasks[name] = handler_task(name)
+            logs.handler = logs.main.session(self._tasks[name]).with_request_id(call.request_id)
+        return logs.handler
 
     def _tell_app(self, call: Call, error: Error, request: Any) -> None:
         """The application's own log learns of a definition that was rejected (server.md 19.1)."""

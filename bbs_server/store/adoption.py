@@ -102,6 +102,17 @@ async def compare(
             await connection.execute("ROLLBACK")
 
 
+async def catch_up(
+    connection: asyncpg.Connection[Any], state: State, versions: Mapping[str, Versions], sealing: Keys
+) -> int:
+    """Adopt all that is different in the database now. Only for a state that nobody else changes meanwhile.
+
+    Returns how many records are different now.
+    """
+    expected = await begin(connection, versions)
+    return await compare(connection, state, versions, expected, sealing, lambda table, key: False)
+
+
 async def _adopt_differences(
     connection: asyncpg.Connection[Any],
     state: State,

@@ -6,9 +6,11 @@ defaults.
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import getpass
 import os
+import socket
 import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,20 @@ _BLANKS = " \t\n\r\v\f"
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _FINAL = ("28P01", "28000", "3D000", "42501")
 """Answers after which another host or transport is not tried."""
+
+_CONNECT_LIMIT = 30.0
+"""s for one attempt to connect where the connection string says nothing."""
+_SILENCE_LIMIT = 15
+"""s after which a peer that acknowledges nothing counts as gone."""
+_SOCKET_OPTIONS = (
+    # Linux's and macOS's names of the same; what a platform lacks is left out.
+    ("TCP_KEEPIDLE", 5),
+    ("TCP_KEEPALIVE", 5),
+    ("TCP_KEEPINTVL", 3),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 1000 * _SILENCE_LIMIT),
+)
+"""Probes of an idle connection, and how long data may go unacknowledged."""
 
 _ENVIRONMENT = {
     "PGHOST": "host",
@@ -46,8 +62,11 @@ _ENVIRONMENT = {
     "PGOPTIONS": "options",
     "PGTARGETSESSIONATTRS": "target_session_attrs",
 }
+_DRIVER_KEYS = frozenset({"default_query_exec_mode", "statement_cache_capacity", "description_cache_capacity"})
+"""How the reference's driver works with prepared statements. There is nothing here to adjust."""
+
 _OUR_KEYS = frozenset(
-    {*_ENVIRONMENT.values(), "sslnegotiation", "sslsni"} - {"application_name", "timezone", "options"}
+    {*_ENVIRONMENT.values(), *_DRIVER_KEYS, "sslnegotiation", "sslsni"} - {"application_name", "timezone", "options"}
 )
 """Keys that are not sent to the server as run-time parameters."""
 
@@ -104,11 +123,27 @@ class ConnectionSettings:
             target_session_attrs=self.target_session_attrs,
             server_settings=dict(self.server_settings),
         )
+        _notice_silence(connection)
         return connection
 
     def _unreachable_text(self, host: str, port: int, problem: BaseException) -> str:
         reason = _reason(host, port, problem)
         return f"failed to connect to `user={self.user} database={self.database}`: {host}:{port} ({host}): {reason}"
+
+
+def _notice_silence(connection: asyncpg.Connection[Any]) -> None:
+    """Have the system end a connection whose packets are lost: TCP alone takes a quarter of an hour, or hours if idle.
+
+    The driver does so for none of its connections, and has no other way to their socket.
+    """
+    transport: asyncio.Transport = connection._transport
+    link: socket.socket = transport.get_extra_info("socket")
+    if link.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _SOCKET_OPTIONS:
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _reason(host: str, port: int, problem: BaseException) -> str:
@@ -301,9 +336,9 @@ def _port(text: str) -> int:
 
 
 def _seconds(text: str) -> float | None:
-    """`connect_timeout` in s; 0 and absent mean no limit."""
+    """`connect_timeout` in s; 0 means no limit."""
     if not text:
-        return None
+        return _CONNECT_LIMIT
     try:
         seconds = int(text)
     except ValueError:

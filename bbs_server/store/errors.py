@@ -11,6 +11,7 @@ STRING_TOO_LONG = "22001"
 UNDEFINED_TABLE = "42P01"
 STALE_BATCH = "22012"
 """Division by zero: how a `batch` statement says that a row is not the version it must hit."""
+LOCK_TIMEOUT = "55P03"
 
 CONNECTION_LOST = unknown("unexpected EOF")
 
@@ -57,6 +58,9 @@ class Unreachable(OSError):
 class Deposed(Exception):
     """Another writer has raised the epoch (design rule 6)."""
 
+    def __init__(self, message: str = "another writer has taken over the database") -> None:
+        super().__init__(message)
+
 
 def driver_text(problem: BaseException) -> str:
     """An exception in the words of the reference's driver; never empty."""
@@ -81,6 +85,11 @@ def is_connection_loss(problem: BaseException) -> bool:
 def is_stale(problem: BaseException) -> bool:
     """Whether a batch failed only because a row was not the version that memory knew."""
     return getattr(problem, "sqlstate", None) == STALE_BATCH
+
+
+def is_lock_timeout(problem: BaseException) -> bool:
+    """Whether somebody else kept a row locked for longer than we wait."""
+    return getattr(problem, "sqlstate", None) == LOCK_TIMEOUT
 
 
 def client_error(problem: BaseException) -> Error:

@@ -37,9 +37,11 @@ class HealthCheck:
             async with asyncio.timeout(limit):
                 connection = await self._step("upserting health check time", self._open())
                 await self._step("upserting health check time", self._upsert(connection))
-                with self._statistics.statement():
+                with self._statistics.running():
                     await self._step("querying for health check time", connection.fetchval(_SELECT))
         except TimeoutError:
+            # It may be silent, and the next attempt shall tell of the database. Closing ends the statement there too.
+            await self.close()
             raise Unhealthy(f"timed out after {limit_text} while executing DB health check") from None
 
     async def close(self) -> None:
@@ -54,10 +56,10 @@ class HealthCheck:
 
     async def _upsert(self, connection: asyncpg.Connection[Any]) -> None:
         now = self._now()
-        with self._statistics.statement():
+        with self._statistics.running():
             hit = await connection.execute(_UPDATE, now)
         if hit == "UPDATE 0":
-            with self._statistics.statement():
+            with self._statistics.running():
                 await connection.execute(_INSERT, now)
 
     async def _step(self, what: str, work: Any) -> Any:

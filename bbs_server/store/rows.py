@@ -13,9 +13,10 @@ from sys import intern
 from typing import Any, TypeVar
 
 from bbs_protos import models_pb2 as models
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from bbs_server.core import json_columns
+from bbs_server.core import decoding, json_columns
+from bbs_server.core.encoding import encode
 from bbs_server.core.go_json import NotJSON
 from bbs_server.core.records import INTACT, NULL_TAGS, ActualLRP, DesiredLRP, Domain, Task
 from bbs_server.store.sealing import Keys, Undecodable
@@ -59,13 +60,17 @@ class Mapping:
 
 
 def _model(value: str | None, keys: Keys, message: type[Message]) -> bytes:
-    """The encoded message in a sealed column, once proved readable. Raises Undecodable."""
+    """The encoded message in a sealed column, once proved readable. Raises Undecodable.
+
+    It goes to clients as it is, so what another program wrote into it that this one does not know is taken out.
+    """
     encoded = keys.open_model(value or "")
     try:
-        message.FromString(encoded)
-    except DecodeError as problem:
+        decoded = decoding.decode(message, encoded)
+    except decoding.Undecodable as problem:
         raise Undecodable(str(problem)) from None
-    return encoded
+    # The same length is what servers of this version write, which is as good as always.
+    return encoded if decoded.ByteSize() == len(encoded) else encode(decoded)
 
 
 def _json(content: C, load: Callable[[C], Any]) -> Any:
@@ -122,7 +127,8 @@ def _encode_task(before: Task | None, after: Task, keys: Keys) -> tuple[Any, ...
         after.first_completed_at,
         after.state,
         after.cell_id,
-        after.result,
+        # As in the reference, completing is the first to write a result: until then it is NULL.
+        after.result if after.result or after.first_completed_at else None,
         after.failed,
         after.failure_reason,
         definition,
@@ -246,6 +252,10 @@ def _decode_actual_lrp(row: Row, keys: Keys) -> ActualLRP:
     )
 
 
+_TO_NULL = ""
+"""Stands for NULL in a batch, where NULL itself means that the column stays as it is."""
+
+
 def _encode_actual_lrp(before: ActualLRP | None, after: ActualLRP, keys: Keys) -> tuple[Any, ...]:
     anew = before is None or before.broken != ""
     net_info = internal_routes = metric_tags = None
@@ -254,7 +264,8 @@ def _encode_actual_lrp(before: ActualLRP | None, after: ActualLRP, keys: Keys) -
     if anew or before.internal_routes != after.internal_routes:  # type: ignore[union-attr]
         internal_routes = keys.seal(json_columns.dump_hostnames(after.internal_routes))
     if anew or before.metric_tags != after.metric_tags:  # type: ignore[union-attr]
-        metric_tags = keys.seal(json_columns.dump_tags(after.metric_tags))
+        tags = after.metric_tags
+        metric_tags = _TO_NULL if tags is NULL_TAGS else keys.seal(json_columns.dump_tags(tags))
     return (
         after.process_guid,
         after.index,

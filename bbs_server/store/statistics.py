@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+
+def _nobody(_commands: int) -> None:
+    """Nobody watches the batches."""
 
 
 @dataclass(slots=True)
@@ -20,26 +27,55 @@ class Statistics:
     commits: int = 0
     commit_time: int = 0
     """ns that all commits together took."""
+    on_batch: Callable[[int], None] = _nobody
+    """Told of each committed batch how many commands changed something in it."""
     _most_in_flight: int = 0
     _longest: int = 0
+
+    def opened(self, connection: asyncpg.Connection[Any]) -> None:
+        """Count the connection until it ends."""
+        self.open_connections += 1
+        connection.add_termination_listener(self._closed)
+
+    def _closed(self, _: object) -> None:
+        self.open_connections -= 1
+
+    def watch(self, connection: asyncpg.Connection[Any]) -> None:
+        """Count what is executed on the connection, begins and ends of transactions included.
+
+        The driver does not tell of prepared statements; see `statement`.
+        """
+        connection.add_query_logger(lambda query: self._over(query.exception is None, int(query.elapsed * 1e9)))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """One statement more is in flight during the block."""
+        self.in_flight += 1
+        self._most_in_flight = max(self._most_in_flight, self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     @contextmanager
     def statement(self) -> Iterator[None]:
         """Count one statement around its execution."""
-        self.total += 1
-        self.in_flight += 1
-        self._most_in_flight = max(self._most_in_flight, self.in_flight)
+        succeeded = False
         started = time.perf_counter_ns()
         try:
-            yield
-        except BaseException:
-            self.failed += 1
-            raise
-        else:
-            self.succeeded += 1
+            with self.running():
+                yield
+            succeeded = True
         finally:
-            self.in_flight -= 1
-            self._longest = max(self._longest, time.perf_counter_ns() - started)
+            self._over(succeeded, time.perf_counter_ns() - started)
+
+    def _over(self, succeeded: bool, duration: int) -> None:
+        self.total += 1
+        if succeeded:
+            self.succeeded += 1
+        else:
+            self.failed += 1
+        self._longest = max(self._longest, duration)
 
     def committed(self, duration: int) -> None:
         """A batch was committed in so many ns."""

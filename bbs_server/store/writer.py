@@ -13,39 +13,46 @@ outcomes are dispatched in order and its callers answered, and the next batch go
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import asyncpg
 
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import Answer
-from bbs_server.core.errors import Error, ErrorType, Refused, unknown
+from bbs_server.core.errors import Refused, unknown
 from bbs_server.core.log import Log
 from bbs_server.core.outcome import Command, Outcome, Query
 from bbs_server.core.state import State
-from bbs_server.store.adoption import adopt, adopt_keys, begin, compare
+from bbs_server.store.adoption import adopt, adopt_keys, begin, catch_up, compare
 from bbs_server.store.conninfo import ConnectionSettings
 from bbs_server.store.epoch import keep_epoch
-from bbs_server.store.errors import DATABASE_FAILURES, Deposed, client_error, driver_text, is_connection_loss, is_stale
-from bbs_server.store.journal import Batch, Entry, SharedFuture, Versions
+from bbs_server.store.errors import (
+    DATABASE_FAILURES,
+    Deposed,
+    client_error,
+    driver_text,
+    is_connection_loss,
+    is_lock_timeout,
+    is_stale,
+)
+from bbs_server.store.gate import Gate
+from bbs_server.store.guids import random_guid
+from bbs_server.store.journal import Batch, Entry, Versions
 from bbs_server.store.rows import MAPPINGS
 from bbs_server.store.sealing import Keys
-from bbs_server.store.session import Found, Group, Session, close, connect, find
+from bbs_server.store.session import LOOK_LIMIT, Found, Session, close, connect, find, grouped, stop, time_limit
+from bbs_server.store.settling import Dispatch, Settler
 from bbs_server.store.statistics import Statistics
 
-Dispatch = Callable[[Outcome], Awaitable[Error | None] | None]
-"""Called for each committed outcome, in commit order, synchronously. What it returns is awaited before the answer;
-an Error that comes of it replaces the answer."""
-
-_ROWS_PER_STATEMENT = 2000
-_SLICE = 0.005
-"""s of row building before other tasks get a turn."""
 _CONNECT_LIMIT = 5.0
 """s for one attempt to reconnect; callers wait for the first attempt only."""
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """s between attempts to reconnect; the last one repeats."""
+_DRAIN_LIMIT = 10.0
+"""s that closing waits for batches under way. Requests in flight have had up to a minute before (server.md 5)."""
+_SNAPSHOT_LIMIT = 2.0
+"""s for the snapshot of a comparison: no batch can go meanwhile, and the next comparison will do as well."""
 _TRIES = 10
 """How often a command runs whose rows keep changing in the database."""
 _CLOSED = unknown("sql: database is closed")
@@ -81,22 +88,18 @@ class Writer:
         self.keys = keys
         self.statistics = statistics
         self._loop = asyncio.get_running_loop()
+        self._settler = Settler(dispatch, on_unrecoverable, log)
+        self._gate = Gate(self._settler.note)
         self._connection_settings = settings
         self._reader = reader
         self._owner = owner
         self._epoch = epoch
-        self._dispatch = dispatch
         self._core_settings = core_settings
         self._now = now
         self._on_deposed = on_deposed
-        self._on_unrecoverable = on_unrecoverable
         self._log = log
         self._forming: Batch | None = None
         self._flying: Batch | None = None
-        self._gate: SharedFuture | None = None
-        """While set, nothing may look at the state: it resolves when that changes."""
-        self._refusal: Error | None = None
-        """With the gate closed: what everybody is told at once instead of waiting."""
         self._postponed: list[Batch] = []
         """Commands that are to run again, each in a batch of its own."""
         self._touched: dict[str, set[Any]] | None = None
@@ -104,8 +107,6 @@ class Writer:
         self._work = asyncio.Event()
         self._committing = asyncio.Lock()
         self._comparing = asyncio.Lock()
-        self._background: set[asyncio.Future[Any]] = set()
-        self._ended = False
         self._use(session)
         self._task = self._loop.create_task(self._run(), name="store-writer")
 
@@ -113,8 +114,8 @@ class Writer:
 
     async def write(self, command: Command, request: Any, request_id: str = "") -> Answer:
         """Run a command and answer once its changes are durable. Raises Refused."""
-        while self._gate is not None:
-            await self._wait_at_gate()
+        while self._gate.closed:
+            await self._gate.wait()
         entry = Entry(command, request, request_id)
         self._execute(entry)
         if entry.changes:
@@ -126,16 +127,14 @@ class Writer:
             # What it saw may be uncommitted, so even a refusal waits.
             tail.add(entry)
         else:
-            self._settle(entry)
+            self._settler.settle(entry)
         try:
             while (batch := entry.batch) is not None:
                 await batch.future
             if entry.follow_up is not None:
-                follow_up, entry.follow_up = asyncio.ensure_future(entry.follow_up), None
-                self._keep(follow_up)
-                entry.error = await asyncio.shield(follow_up) or entry.error
+                await self._settler.follow_up(entry)
         except asyncio.CancelledError:
-            self._abandon(entry)
+            self._settler.abandon(entry)
             raise
         if entry.failure is not None:
             raise entry.failure
@@ -147,8 +146,8 @@ class Writer:
     async def read(self, query: Query, request: Any, request_id: str = "") -> Answer:
         """Answer a query from committed state. Raises Refused."""
         while True:
-            while self._gate is not None:
-                await self._wait_at_gate()
+            while self._gate.closed:
+                await self._gate.wait()
             tail = self._forming or self._flying
             refused: Refused | None = None
             try:
@@ -169,8 +168,8 @@ class Writer:
         Costs one aggregate query per table if there are none. Raises Refused if the database cannot be asked.
         """
         async with self._comparing:
-            while self._gate is not None:
-                await self._wait_at_gate()
+            while self._gate.closed:
+                await self._gate.wait()
             try:
                 return await self._compare()
             except DATABASE_FAILURES as problem:
@@ -185,14 +184,24 @@ class Writer:
                 self._touched[table].add(key)
 
     async def close(self) -> None:
-        """Let the batches under way end, then refuse everything and close the connections."""
-        while not self._task.done() and self._refusal is None and (tail := self._forming or self._flying) is not None:
-            await tail.future
-        self._shut(_CLOSED)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._fail((self._flying, self._forming, *self._postponed), _CLOSED)
+        """Let the batches under way end, but not for ever, then refuse everything and close the connections."""
+        if not await self._drained():
+            # The statement under way would be waited for when it is cancelled.
+            self._session.connection.terminate()
+        self._gate.shut(_CLOSED)
+        await stop(self._task)
+        self._settler.fail((self._flying, self._forming, *self._postponed), _CLOSED)
         await asyncio.gather(self._session.close(), close(self._reader))
+
+    async def _drained(self) -> bool:
+        """Wait for the batches under way. Returns whether they have ended, and the connection is in order."""
+        deadline = self._loop.time() + _DRAIN_LIMIT
+        while (tail := self._forming or self._flying) and not self._task.done() and self._gate.refusal is None:
+            left = deadline - self._loop.time()
+            if left <= 0:
+                return False
+            await asyncio.wait([tail.future], timeout=left)
+        return not self._gate.closed
 
     # Commands in memory
 
@@ -213,46 +222,6 @@ class Writer:
             self.state.undo(self.state.take())
         else:
             entry.changes = self.state.take()
-
-    def _settle(self, entry: Entry) -> None:
-        """The command has ended: carry out what follows, and let its caller go on."""
-        entry.batch = None
-        if entry.outcome is not None and entry.error is None:
-            try:
-                entry.follow_up = self._dispatch(entry.outcome)
-            except Exception as fault:
-                entry.failure = fault
-            if entry.abandoned:
-                self._abandon(entry)
-        if entry.error is not None:
-            self._note_unrecoverable(entry.error)
-
-    def _note_unrecoverable(self, error: Error) -> None:
-        if error.type == ErrorType.UNRECOVERABLE:
-            self._loop.call_soon(self._on_unrecoverable, error.message)
-
-    def _abandon(self, entry: Entry) -> None:
-        """Nobody waits for this command any more; what follows from it happens all the same."""
-        entry.abandoned = True
-        if entry.follow_up is not None:
-            self._keep(asyncio.ensure_future(entry.follow_up))
-            entry.follow_up = None
-
-    def _keep(self, future: asyncio.Future[Any]) -> None:
-        self._background.add(future)
-        future.add_done_callback(self._done)
-
-    def _done(self, future: asyncio.Future[Any]) -> None:
-        self._background.discard(future)
-        if not future.cancelled() and (problem := future.exception()) is not None:
-            self._log("error", "follow-up-failed", {"error": driver_text(problem)})
-
-    async def _wait_at_gate(self) -> None:
-        if self._refusal is not None:
-            self._note_unrecoverable(self._refusal)
-            raise Refused(self._refusal)
-        if self._gate is not None:
-            await self._gate
 
     # Batches
 
@@ -294,28 +263,8 @@ class Writer:
         if self._touched is not None:
             for table, changes in batch.changes.items():
                 self._touched[table].update(changes)
-        groups = await self._groups(batch)
+        groups = await grouped(batch.changes, self.versions, self.keys)
         return await self._session.commit(self._epoch, groups) if groups else 0
-
-    async def _groups(self, batch: Batch) -> list[Group]:
-        """The batch as rows, sealed; other tasks get a turn every few milliseconds."""
-        groups: list[Group] = []
-        deadline = time.perf_counter() + _SLICE
-        for table, changes in batch.changes.items():
-            mapping, versions = MAPPINGS[table], self.versions[table].by_key
-            rows: list[tuple[Any, ...]] = []
-            for number, (key, (before, after)) in enumerate(changes.items()):
-                if before is None and after is None:
-                    continue
-                rows.append(mapping.batch_row(key, before, after, versions.get(key), self.keys))
-                if number & 31 == 31 and time.perf_counter() > deadline:
-                    await asyncio.sleep(0)
-                    deadline = time.perf_counter() + _SLICE
-            groups += (
-                Group(table, rows[start : start + _ROWS_PER_STATEMENT])
-                for start in range(0, len(rows), _ROWS_PER_STATEMENT)
-            )
-        return groups
 
     def _committed(self, batch: Batch, version: int) -> None:
         for table, changes in batch.changes.items():
@@ -326,13 +275,9 @@ class Writer:
                 elif before is not None:
                     versions.forget(key)
         self._flying = None
-        self._finish(batch)
-
-    def _finish(self, batch: Batch) -> None:
-        """Settle the entries in commit order and wake their callers."""
-        for entry in batch.entries:
-            self._settle(entry)
-        batch.future.set_result(None)
+        if batch.changes:
+            self.statistics.on_batch(sum(1 for entry in batch.entries if entry.changes))
+        self._settler.finish(batch)
 
     # Trouble
 
@@ -360,7 +305,7 @@ class Writer:
 
     async def _redo(self, batch: Batch, problem: Exception) -> None:
         """The database refused the batch: find out what the rows are, and run its commands one by one."""
-        self._close_gate()
+        self._gate.close()
         forming = self._forming
         changing = [entry for entry in batch.entries if entry.changes]
         waiting = self._postpone(self._undo((batch, forming)))
@@ -368,17 +313,17 @@ class Writer:
             if failed is not None:
                 failed.future.set_result(None)
         try:
-            adopted = await self._adopt_batch(batch)
+            adopted = await self._adopt_batch(batch, problem)
         except Exception as trouble:
             await self._recover(None, trouble, waiting)
             return
         if len(changing) == 1 and not adopted and not is_stale(problem):
             # It alone can be meant, and running it again would only fail again.
             culprits = [single for single in waiting if single.entries == changing]
-            self._fail(culprits, client_error(problem))
+            self._settler.fail(culprits, client_error(problem))
             waiting = [single for single in waiting if single not in culprits]
         await self._replay(waiting)
-        self._open_gate()
+        self._gate.open()
 
     async def _replay(self, waiting: Sequence[Batch]) -> None:
         """Run postponed commands in order, each in its own transaction."""
@@ -399,27 +344,30 @@ class Writer:
                         return
                     self._undo((batch,))
                     try:
-                        adopted = await self._adopt_batch(batch)
+                        adopted = await self._adopt_batch(batch, problem)
                     except Exception as trouble:
                         await self._recover(None, trouble, waiting[number:])
                         return
                     if attempt == _TRIES or not (adopted or is_stale(problem)):
-                        self._fail((batch,), client_error(problem))
+                        self._settler.fail((batch,), client_error(problem))
                         break
                 else:
                     self._committed(batch, version)
                     break
 
-    async def _adopt_batch(self, batch: Batch) -> int:
-        """Bring memory in line with the database for the keys of an undone batch. Returns how many rows were not.
+    async def _adopt_batch(self, batch: Batch, problem: Exception) -> int:
+        """Bring memory in line with the database for the keys of a refused batch. Returns how many rows were not.
 
         Raises only for a lost connection: keys that cannot even be looked up are nobody's rows.
         """
         keys = {table: list(changes) for table, changes in batch.changes.items()}
         try:
-            return await adopt_keys(self._session.connection, self.state, self.versions, keys, self.keys)
-        except Exception as problem:
-            if self._session.closed or is_connection_loss(problem):
+            if is_lock_timeout(problem):
+                await self._session.lose_patience()
+            with time_limit(self._session.connection, LOOK_LIMIT):
+                return await adopt_keys(self._session.connection, self.state, self.versions, keys, self.keys)
+        except Exception as trouble:
+            if self._session.closed or is_connection_loss(trouble):
                 raise
             return 0
 
@@ -429,7 +377,7 @@ class Writer:
         The callers of the batch in doubt are answered at once; those of commands that were never sent wait for the
         first attempt to reconnect, and run again if it succeeds. Raises Deposed.
         """
-        self._close_gate()
+        self._gate.close()
         self._log("error", "database-connection-lost", {"error": driver_text(problem)})
         forming = self._forming
         # Undone first: these came after everything in `waiting`.
@@ -444,26 +392,27 @@ class Writer:
         while True:
             try:
                 await self._reconnect()
-                if doubtful is not None:
-                    if await self._was_committed(doubtful):
-                        self._dispatch_late(outcomes)
-                    doubtful = None
-                await self._compare_alone()
+                with time_limit(self._session.connection, LOOK_LIMIT):
+                    if doubtful is not None:
+                        if await self._was_committed(doubtful):
+                            self._settler.dispatch_late(outcomes)
+                        doubtful = None
+                    await self._compare_alone()
                 break
             except Deposed:
                 raise
             except Exception as trouble:
-                self._refusal = client_error(trouble)
-                self._fail(later, self._refusal)
+                refusal = client_error(trouble)
+                self._settler.fail(later, refusal)
                 later = []
-                self._wake_gate()
+                self._gate.refuse(refusal)
                 if attempt == 0:
-                    self._log("error", "database-unreachable", {"error": self._refusal.message})
+                    self._log("error", "database-unreachable", {"error": refusal.message})
                 await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
         self._log("info", "database-connection-restored", {})
         await self._replay(later)
-        self._open_gate()
+        self._gate.open()
 
     def _answer_in_doubt(self, batch: Batch, problem: Exception) -> list[Outcome]:
         """Undo the batch and answer its callers with the loss. Returns its outcomes, in case it did commit."""
@@ -471,34 +420,28 @@ class Writer:
         for entry in self._undo((batch,)):
             entry.error = client_error(problem) if entry.error is None else entry.error
             entry.outcome = None
-        self._finish(batch)
+        self._settler.finish(batch)
         return outcomes
 
     async def _was_committed(self, batch: Batch) -> bool:
-        """Whether a batch in doubt took effect: each of its rows has another version than the last one known.
+        """Whether a batch in doubt took effect. Memory takes over its rows in any case.
 
-        Memory takes over the rows in any case.
+        It did if each of its rows has another version than the last one known, and not all of that is somebody else's
+        doing: one of those that it wrote has its contents. Others may have been changed again since.
         """
-        rows: list[tuple[str, Any, Found | None]] = []
+        rows: list[tuple[str, Any, Any, Found | None]] = []
         for table, changes in batch.changes.items():
-            keys = [key for key, (before, after) in changes.items() if before is not None or after is not None]
-            found = await find(self._session.connection, table, keys, self.keys)
-            rows += ((table, key, found.get(key)) for key in keys)
+            wanted = {key: after for key, (before, after) in changes.items() if not (before is None and after is None)}
+            found = await find(self._session.connection, table, wanted, self.keys)
+            rows += ((table, key, after, found.get(key)) for key, after in wanted.items())
         # Only now that all are known: what is adopted counts as known, should this have to be done again.
-        changed = [self.versions[table].by_key.get(key) != (row.version if row else None) for table, key, row in rows]
-        for table, key, row in rows:
+        changed = [
+            self.versions[table].by_key.get(key) != (row.version if row else None) for table, key, _, row in rows
+        ]
+        ours = [row is not None and row.record == after for _, _, after, row in rows if after is not None]
+        for table, key, _, row in rows:
             adopt(self.state, self.versions, table, key, row)
-        return bool(changed) and all(changed)
-
-    def _dispatch_late(self, outcomes: Iterable[Outcome]) -> None:
-        for outcome in outcomes:
-            try:
-                follow_up = self._dispatch(outcome)
-            except Exception as fault:
-                self._log("error", "dispatch-failed", {"error": driver_text(fault)})
-            else:
-                if follow_up is not None:
-                    self._keep(asyncio.ensure_future(follow_up))
+        return bool(changed) and all(changed) and (any(ours) or not ours)
 
     async def _reconnect(self) -> None:
         """A new session whose epoch proves that the old session's last statement is over."""
@@ -512,46 +455,15 @@ class Writer:
         self._session = session
         session.when_lost(self._work.set)
 
-    def _fail(self, batches: Iterable[Batch | None], error: Error) -> None:
-        """Answer the commands of undone batches with an error."""
-        for batch in batches:
-            if batch is not None and not batch.future.done():
-                for entry in batch.entries:
-                    entry.error, entry.outcome, entry.failure = error, None, None
-                self._finish(batch)
-
     def _depose(self, reason: str) -> None:
         """Another writer is active. Nothing of ours was written; nothing ever will be."""
         batches = (self._flying, self._forming, *self._postponed)
         self._undo(batches[:2])
         self._log("error", "deposed", {"error": reason})
         error = unknown(reason)
-        self._shut(error)
-        self._fail(batches, error)
+        self._gate.shut(error)
+        self._settler.fail(batches, error)
         self._on_deposed(reason)
-
-    def _close_gate(self) -> None:
-        if self._gate is None:
-            self._gate = SharedFuture(loop=self._loop)
-
-    def _open_gate(self) -> None:
-        if self._ended:
-            return
-        self._refusal = None
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            gate.set_result(None)
-
-    def _wake_gate(self) -> None:
-        """Those who wait look again, and find the refusal."""
-        gate, self._gate = self._gate, SharedFuture(loop=self._loop)
-        if gate is not None:
-            gate.set_result(None)
-
-    def _shut(self, error: Error) -> None:
-        self._ended = True
-        self._refusal = error
-        self._wake_gate()
 
     # Foreign changes
 
@@ -562,12 +474,14 @@ class Writer:
                 self._reader = await connect(self._connection_settings, self.statistics)
         await self._committing.acquire()
         try:
-            expected = await begin(self._reader, self.versions)
+            with time_limit(self._reader, _SNAPSHOT_LIMIT):
+                expected = await begin(self._reader, self.versions)
             self._touched = {table: set() for table in MAPPINGS}
         finally:
             self._committing.release()
         try:
-            return await compare(self._reader, self.state, self.versions, expected, self.keys, self._is_ours)
+            with time_limit(self._reader, LOOK_LIMIT):
+                return await compare(self._reader, self.state, self.versions, expected, self.keys, self._is_ours)
         finally:
             self._touched = None
 
@@ -575,9 +489,7 @@ class Writer:
         """Compare memory with the database while nothing else happens."""
         # Whatever another comparison finds from now on is older than what this one finds.
         self._touched = None
-        connection = self._session.connection
-        expected = await begin(connection, self.versions)
-        await compare(connection, self.state, self.versions, expected, self.keys, lambda table, key: False)
+        await catch_up(self._session.connection, self.state, self.versions, self.keys)
 
     def _is_ours(self, table: str, key: Any) -> bool:
         """Whether memory knows better than the snapshot of the running comparison, or is about to."""

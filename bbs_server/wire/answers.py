@@ -13,7 +13,7 @@ from typing import Any
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 
-from bbs_server.core.encoding import Elements, encode
+from bbs_server.core.encoding import Elements, encode, put_text
 from bbs_server.core.errors import Error
 
 SLICE = 128 << 10
@@ -103,11 +103,19 @@ def stream_head(http10: bool, keep: bool) -> bytes:
 
 def error_body(response: type[Message], error: Error, fields: dict[str, Any] | None = None) -> bytes:
     """The response message that carries only an error, and the fields given."""
-    message = error.message.encode("utf-8", "replace").decode()  # never a lone surrogate
     # The message types of a response are known to the table only.
     answer: Any = response(**(fields or {}))
-    answer.error.CopyFrom(models.Error(type=error.type, message=message))  # type: ignore[arg-type]
+    answer.error.CopyFrom(models.Error(type=error.type))  # type: ignore[arg-type]
+    put_text(answer.error, "message", _bytes(error.message))
     return encode(answer)
+
+
+def _bytes(text: str) -> bytes:
+    """What a client sent that is not UTF-8 goes back as it came (wire.md E10); other lone surrogates have no bytes."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="replace")
 
 
 async def pieces_of(answer: Elements) -> Sequence[bytes]:

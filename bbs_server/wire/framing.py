@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from bbs_server.core.go_json import text
+
 HEAD_LIMIT = (1 << 20) + 4096
 """Bytes of request line and headers; more is 431."""
 
@@ -25,6 +27,7 @@ _CHUNK_LINE_LIMIT = 4096
 _TRAILER_LIMIT = 64 << 10
 
 _HEAD_END = re.compile(rb"\n\r?\n")
+_NO_LINE_END = re.compile(rb"[^\r\n]").search
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)").search
 _VERSION = re.compile(rb"HTTP/(\d)\.(\d)").fullmatch
@@ -49,7 +52,10 @@ class BrokenBody(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request without its body. `length` in bytes, or CHUNKED; `target` as it was sent."""
+    """A request without its body. `length` in bytes, or CHUNKED; `target` as it was sent, for the logs.
+
+    What is not UTF-8 in `request_id` is kept as `surrogateescape` does: events carry the id byte for byte.
+    """
 
     method: str
     target: str
@@ -84,14 +90,14 @@ def parse_head(block: bytes) -> Head:
     continues = expect == b"100-continue"
     return Head(
         method=method.decode("latin-1"),
-        target=target.decode("utf-8", "replace"),
+        target=text(target),
         path=path.decode("latin-1"),
         http10=http10,
         length=length,
         keep_alive=b"close" not in connection and (not http10 or b"keep-alive" in connection),
         continues=continues and not http10 and length != 0,
         impossible=bool(expect) and not continues,
-        request_id=found.get(b"x-vcap-request-id", [b""])[0].decode("utf-8", "replace"),
+        request_id=found.get(b"x-vcap-request-id", [b""])[0].decode(errors="surrogateescape"),
     )
 
 
@@ -153,45 +159,52 @@ def _length(found: dict[bytes, list[bytes]], http10: bool) -> int:
 
 
 class Inbox:
-    """The bytes a connection has received, handed out as heads and bodies in turn."""
+    """The bytes a connection has received, handed out as heads and bodies in turn.
 
-    __slots__ = ("_data", "_line_end", "_missing", "_pieces", "_scanned", "_size")
+    `_data` is used up to `_at` and cut when more comes: cutting it after each head or chunk would copy the
+    rest again and again, and they may be small and many.
+    """
+
+    __slots__ = ("_at", "_body", "_data", "_line_end", "_missing", "_scanned")
 
     def __init__(self) -> None:
         self._data = b""
+        self._at = 0
         self._scanned = 0
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._body = bytearray()
         self._missing = 0
         self._line_end = False
 
     def __len__(self) -> int:
         """Bytes not yet handed out, without those of the body being collected."""
-        return len(self._data)
+        return len(self._data) - self._at
 
     def feed(self, data: bytes) -> None:
-        self._data = self._data + data if self._data else data
+        self._data = self._data[self._at :] + data if len(self) else data
+        self._at = 0
 
     def clear(self) -> None:
-        self._data = b""
-        self._pieces = []
+        self._data, self._at = b"", 0
+        self._body = bytearray()
 
     def head(self) -> Head | None:
         """The next head, once it is complete. Raises Refusal."""
-        data = self._data
-        if data.startswith((b"\r", b"\n")):  # empty lines before a request are tolerated
-            data = self._data = data.lstrip(b"\r\n")
-        end = _HEAD_END.search(data, max(0, self._scanned - 3))
-        if end is None or end.end() > HEAD_LIMIT:
-            self._scanned = len(data)
-            if end is not None or len(data) > HEAD_LIMIT:
+        if self._data.startswith((b"\r", b"\n"), self._at):  # empty lines before a request are tolerated
+            first = _NO_LINE_END(self._data, self._at)
+            self._use(len(self._data) if first is None else first.start())
+        data, at = self._data, self._at
+        end = _HEAD_END.search(data, at + max(0, self._scanned - 3))
+        if end is None or end.end() - at > HEAD_LIMIT:
+            self._scanned = len(data) - at
+            if end is not None or self._scanned > HEAD_LIMIT:
                 raise Refusal("431 Request Header Fields Too Large")
             return None
-        block, self._data, self._scanned = data[: end.start()].removesuffix(b"\r"), data[end.end() :], 0
+        block = data[at : end.start()].removesuffix(b"\r")
+        self._use(end.end())
+        self._scanned = 0
         head = _parse_small_head(block) if len(block) <= _CACHED_HEAD else parse_head(block)
         self._missing = 0 if head.length == CHUNKED else head.length
         self._line_end = False
-        self._size = 0
         return head
 
     def body(self, head: Head) -> bytes | None:
@@ -199,62 +212,74 @@ class Inbox:
         if head.length == 0:
             return b""
         if head.length == CHUNKED:
-            return self._join() if self._collect_chunks() else None
-        if not self._pieces and len(self._data) >= head.length:
-            body, self._data = self._data[: head.length], self._data[head.length :]
+            return self._whole() if self._collect_chunks() else None
+        if not self._body and len(self) >= head.length:
+            end = self._at + head.length
+            body = self._data[self._at : end]
+            self._use(end)
             return body
-        self._take()
-        return None if self._missing else self._join()
+        self._use(self._take(self._at))
+        return None if self._missing else self._whole()
 
-    def _take(self) -> None:
-        """Move what is there of the missing bytes to the body."""
-        piece, self._data = self._data[: self._missing], self._data[self._missing :]
+    def _use(self, end: int) -> None:
+        """The data up to there have been handed out. An idle connection keeps none of them."""
+        self._at = end
+        if end == len(self._data):
+            self._data, self._at = b"", 0
+
+    def _take(self, start: int) -> int:
+        """Copy what is there of the missing bytes to the body. Returns where it ends."""
+        piece = self._data[start : start + self._missing]
         self._missing -= len(piece)
-        self._size += len(piece)
-        if piece:
-            self._pieces.append(piece)
-        if self._size > BODY_LIMIT:
+        self._body += piece
+        if len(self._body) > BODY_LIMIT:
             raise Refusal("413 Request Entity Too Large")
+        return start + len(piece)
 
-    def _join(self) -> bytes:
-        body, self._pieces = b"".join(self._pieces), []
+    def _whole(self) -> bytes:
+        body, self._body = bytes(self._body), bytearray()
         return body
 
     def _collect_chunks(self) -> bool:
         """Take as many chunks as are there; True after the last one and its trailers."""
+        at, complete = self._walk_chunks()
+        self._use(at)
+        return complete
+
+    def _walk_chunks(self) -> tuple[int, bool]:
+        """Returns up to where the data are used up, and whether the body is complete."""
+        data, at = self._data, self._at
         while True:
             if self._missing:
-                self._take()
+                at = self._take(at)
                 if self._missing:
-                    return False
+                    return at, False
             if self._line_end:
-                if len(self._data) < 2:
-                    return False
-                if not self._data.startswith(b"\r\n"):
+                if len(data) - at < 2:
+                    return at, False
+                if not data.startswith(b"\r\n", at):
                     raise BrokenBody("malformed chunked encoding")
-                self._data, self._line_end = self._data[2:], False
-            end = self._data.find(b"\n")
-            if end < 0 or end > _CHUNK_LINE_LIMIT:
-                if end > 0 or len(self._data) > _CHUNK_LINE_LIMIT:
+                at, self._line_end = at + 2, False
+            end = data.find(b"\n", at)
+            if end < 0 or end - at > _CHUNK_LINE_LIMIT:
+                if end > at or len(data) - at > _CHUNK_LINE_LIMIT:
                     raise BrokenBody("header line too long")
-                return False
-            size = self._data[:end].partition(b";")[0].strip(b" \t\r")
+                return at, False
+            size = data[at:end].partition(b";")[0].strip(b" \t\r")
             if not _HEX(size):
                 raise BrokenBody("invalid byte in chunk length")
             if int(size, 16) == 0:
-                return self._skip_trailers(end + 1)
-            self._data = self._data[end + 1 :]
-            self._missing, self._line_end = int(size, 16), True
+                trailers_end = self._trailers_end(end + 1)
+                return (at, False) if trailers_end is None else (trailers_end, True)
+            at, self._missing, self._line_end = end + 1, int(size, 16), True
 
-    def _skip_trailers(self, start: int) -> bool:
-        """Drop the trailer lines that follow the last chunk; their contents never matter."""
+    def _trailers_end(self, start: int) -> int | None:
+        """Where the trailer lines behind the last chunk end, if they do; their contents never matter."""
         if self._data.startswith(b"\r\n", start):
-            self._data = self._data[start + 2 :]
-            return True
+            return start + 2
         end = _HEAD_END.search(self._data, start - 1)
         if end is None:
-            if len(self._data) > _TRAILER_LIMIT:
+            if len(self._data) - start > _TRAILER_LIMIT:
                 raise BrokenBody("trailer too long")
-            return False
-        self._data = self._data[end.end() :]
-        return True
+            return None
+        return end.end()

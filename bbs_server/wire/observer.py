@@ -11,21 +11,32 @@ if TYPE_CHECKING:
     from bbs_server.wire.routes import Route
 
 
+class Client(Protocol):
+    """Who is at the other end of a connection; asked only for requests of which something is logged."""
+
+    @property
+    def peer(self) -> str:
+        """Its address, `host:port`."""
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """Its certificate as `ssl.getpeercert()` shows it."""
+
+
 @dataclass(slots=True)
 class Call:
     """One handled request, from its head to the end of its answer.
 
-    `target` is the request target as sent. `certificate` is the client's as `ssl.getpeercert()` gives
-    it. `started` is a `time.perf_counter_ns` reading. `note` belongs to the observer.
+    `target` is the request target as sent. `started` is a `time.perf_counter_ns` reading. `note` belongs to the
+    observer.
     """
 
     route: Route
     request_id: str
     method: str
     target: str
-    peer: str
+    client: Client
     started: int
-    certificate: dict[str, Any]
     note: Any = field(default=None)
 
 

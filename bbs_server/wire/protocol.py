@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+from bbs_server.core.decoding import Undecodable, decode
 from bbs_server.core.encoding import Answer, Elements, encode
 from bbs_server.core.errors import INVALID_REQUEST, UNREADABLE_BODY, Error, Refused, invalid_fields, unknown
+from bbs_server.core.texts import spelled
 from bbs_server.wire import answers, streams
-from bbs_server.wire.decoding import Undecodable, decode
+from bbs_server.wire.channel import Channel
 from bbs_server.wire.framing import BrokenBody, Head, Inbox, Refusal
 from bbs_server.wire.observer import Call, Observer
 from bbs_server.wire.routes import BY_PATH, Kind, Route
-from bbs_server.wire.tls import Channel
 
 _INBOX_LIMIT = 256 << 10
 _UNREAD_LIMIT = 256 << 10
@@ -139,12 +141,15 @@ class Connection:
         try:
             while self._task is None and not self._over:
                 if self._head is None:
+                    if self._channel.full:
+                        self._task = self._server.loop.create_task(self._wait_for_reader())
+                        break
                     self._head = self._inbox.head()
                     if self._head is None:
                         break
                     self._started = time.perf_counter_ns()
                     if self._answer_early(self._head):
-                        break
+                        continue
                 head, broken = self._head, False
                 try:
                     body = self._inbox.body(head)
@@ -159,6 +164,27 @@ class Connection:
         if self._ended and self._task is None and not self._over:
             self._finish_ended()
 
+    async def _wait_for_reader(self) -> None:
+        """Answer nothing more before the client has read most of what it has asked for."""
+        try:
+            await self._channel.drain()
+        except ConnectionResetError:
+            return
+        self._task = None
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Look at what has come while something was being handled."""
+        if self._over:
+            return
+        if self._held:
+            self._held = False
+            self._channel.resume_reading()
+        if self._ended or len(self._inbox):
+            self._advance()
+        elif self._server.draining:
+            self.close()
+
     def _finish_ended(self) -> None:
         """The client will send nothing more: a body that is not complete never will be."""
         head, self._head = self._head, None
@@ -169,7 +195,10 @@ class Connection:
             self._channel.close()
 
     def _answer_early(self, head: Head) -> bool:
-        """Answer without the body where it will not be read; True when the connection is over by that."""
+        """Answer without the body where it will not be read, or start to; the connection ends with that answer.
+
+        False where the body has to come first.
+        """
         if head.impossible:
             self._end_with(answers.plain(b"417 Expectation Failed", b"", head.http10, False))
             return True
@@ -182,7 +211,7 @@ class Connection:
         if head.continues or head.length > _UNREAD_LIMIT:
             self._head = None
             self._handle(head, b"", broken=True)
-            return self._over
+            return True
         return False
 
     def _route(self, head: Head) -> Route | None:
@@ -199,10 +228,8 @@ class Connection:
             self._send(self._unrouted(head, keep), keep)
             return
         observer = self._server.observer
-        channel = self._channel
-        call = Call(route, head.request_id, head.method, head.target, "", self._started, _NOBODY)
+        call = Call(route, head.request_id, head.method, head.target, self._channel, self._started)
         if observer.watches:
-            call.peer, call.certificate = channel.peer, channel.certificate
             observer.serving(call)
         if route.kind is Kind.PING:
             self._respond(call, head, keep, _PONG)
@@ -261,7 +288,7 @@ class Connection:
             self._send(answers.plain(b"500 Internal Server Error", b"", head.http10, keep), keep)
             self._done(call)
         else:
-            self._respond(call, head, keep, call.route.refusal(error))
+            self._respond(call, head, keep, call.route.error(error))
 
     def _unforeseen(self, call: Call, problem: Exception) -> Error:
         """The error for what no rule foresees. Text that is not UTF-8 can be met anywhere (wire.md 6)."""
@@ -301,12 +328,7 @@ class Connection:
         self._task = None
         self._send(sent, keep)
         self._measure(call)
-        if not self._over:
-            if self._held:
-                self._held = False
-                self._channel.resume_reading()
-            if self._ended or len(self._inbox):
-                self._advance()
+        self._go_on()
 
     async def _send_slices(self, head: bytes, pieces: Iterable[bytes]) -> None:
         """A bulk body, never more of it in memory than a slice and what the socket has not taken yet."""
@@ -326,9 +348,7 @@ class Connection:
     def _open_stream(self, call: Call, head: Head, request: Any) -> None:
         """Subscribe, then tell the client so: it misses nothing that comes after the header."""
         route, server = call.route, self._server
-        cell_id = "" if request is None else request.cell_id
-        if isinstance(cell_id, bytes):
-            cell_id = cell_id.decode("utf-8", "surrogateescape")  # equal to no cell's
+        cell_id = "" if request is None else spelled(request.cell_id)  # one that is not UTF-8 equals no cell's
         try:
             subscription = server.hubs.subscribe(route.hubs, route.revision, cell_id)
         except Exception as problem:
@@ -339,9 +359,17 @@ class Connection:
         self._over = True
         self._inbox.clear()
         self._channel.send(answers.stream_head(head.http10, head.keep_alive))
-        self._task = server.loop.create_task(
-            streams.relay(self._channel, subscription, lambda: self._done(call)), name=streams.TASK_NAME
-        )
+        self._task = server.loop.create_task(streams.relay(self._channel, subscription), name=streams.TASK_NAME)
+        # Not in the task itself: one that is cancelled before its first step does nothing at all.
+        self._task.add_done_callback(partial(self._stream_ended, call, subscription))
+        if self._ended:
+            self._task.cancel()
+
+    def _stream_ended(self, call: Call, subscription: streams.Subscription, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(problem := task.exception(), Exception):
+            self._unforeseen(call, problem)
+        streams.end(self._channel, subscription)
+        self._done(call)
 
     # -- answers -------------------------------------------------------------------------
 
@@ -370,6 +398,3 @@ class Connection:
         observer.counted(call.route)
         if observer.watches:
             observer.done(call, time.perf_counter_ns() - call.started)
-
-
-_NOBODY: dict[str, Any] = {}

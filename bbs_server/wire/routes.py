@@ -52,8 +52,8 @@ class Route:
     """One route. `request` None means that the body is never looked at.
 
     `handle` is the core function of a QUERY or COMMAND, `hubs` and `revision` say what a STREAM
-    carries. `refusal_fields` are set beside the error when a request is refused before it is carried
-    out.
+    carries. `error_fields` are set beside each error that is not an answer of `handle`: the request was refused before
+    it was carried out, or the database failed.
     """
 
     name: str
@@ -65,21 +65,16 @@ class Route:
     method: str = "POST"
     hubs: tuple[Hub, ...] = ()
     revision: Revision = Revision.R1
-    refusal_fields: Mapping[str, Any] = field(default_factory=dict)
+    error_fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def check(self) -> Check | None:
         return None if self.request is None else CHECKS.get(self.request)
 
     def error(self, error: Error) -> bytes:
-        """The response for an operation that failed."""
-        assert self.response is not None
-        return error_body(self.response, error)
-
-    def refusal(self, error: Error) -> bytes:
         """The response for a request that was not carried out."""
         assert self.response is not None
-        return error_body(self.response, error, dict(self.refusal_fields))
+        return error_body(self.response, error, dict(self.error_fields))
 
 
 def _query(name: str, path: str, request: type[Message] | None, response: type[Message], handle: Query) -> Route:
@@ -91,9 +86,9 @@ def _command(name: str, path: str, request: type[Message], response: type[Messag
 
 
 def _keeping(name: str, path: str, request: type[Message], handle: Command) -> Route:
-    """Evacuations whose refused requests tell the cell to keep the container (evacuation.md 1.3)."""
+    """Evacuations that tell the cell to keep the container if they fail (evacuation.md 1.3, 3 row 8, 6 row 1)."""
     keep = {"keep_container": True}
-    return Route(name, path, Kind.COMMAND, request, models.EvacuationResponse, handle, refusal_fields=keep)
+    return Route(name, path, Kind.COMMAND, request, models.EvacuationResponse, handle, error_fields=keep)
 
 
 def _stream(name: str, path: str, revision: Revision, *hubs: Hub, method: str = "POST") -> Route:

@@ -11,11 +11,11 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core.encoding import Answer
 from bbs_server.core.outcome import Command, Query
+from bbs_server.wire.channel import Channel
 from bbs_server.wire.observer import Observer, Silence
 from bbs_server.wire.protocol import Connection
 from bbs_server.wire.routes import Kind, Route
 from bbs_server.wire.streams import Hubs
-from bbs_server.wire.tls import Channel
 
 _BACKLOG = 4096
 _STREAM_GRACE = 0.1

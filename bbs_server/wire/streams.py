@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from bbs_server.core.event_messages import Revision
 from bbs_server.core.outcome import Hub
 from bbs_server.wire.answers import LAST_CHUNK
-from bbs_server.wire.tls import Channel
+from bbs_server.wire.channel import Channel
 
 TASK_NAME = "event-stream"
 
@@ -30,12 +30,10 @@ class Hubs(Protocol):
         """Raises when a hub is closed."""
 
 
-async def relay(channel: Channel, subscription: Subscription, done: Callable[[], None]) -> None:
+async def relay(channel: Channel, subscription: Subscription) -> None:
     """Send the events until the subscription ends, the client is gone, or the task is cancelled.
 
-    However it ends, the client gets the last chunk if it can still get anything: without it a stock
-    client would take the end for a broken connection. A client that does not read holds up only this
-    task; its subscription ends when its buffer is full.
+    A client that does not read holds up only this task; its subscription ends when its buffer is full.
     """
     try:
         while (chunk := await subscription.next()) is not None:
@@ -43,8 +41,13 @@ async def relay(channel: Channel, subscription: Subscription, done: Callable[[],
             await channel.drain()
     except ConnectionResetError:
         pass
-    finally:
-        subscription.close()
-        channel.send(LAST_CHUNK)
-        channel.close()
-        done()
+
+
+def end(channel: Channel, subscription: Subscription) -> None:
+    """What comes after `relay`, however it ended: the client gets the last chunk if it can still get anything.
+
+    Without it a stock client would take the end for a broken connection.
+    """
+    subscription.close()
+    channel.send(LAST_CHUNK)
+    channel.close()

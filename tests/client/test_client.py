@@ -94,6 +94,10 @@ async def test_a_refusal_has_its_type_and_text(stack: Any) -> None:
     assert problem.value.type_name == "RESOURCE_NOT_FOUND"
 
 
+def test_a_refusal_with_bytes_that_are_not_text_is_readable() -> None:
+    assert str(Failed(4, b"not c\xff")) == Failed(4, b"not c\xff").message == "not c\ufffd"
+
+
 async def test_a_stream_tells_the_life_of_a_task(stack: Any) -> None:
     async with Client(stack.target()) as client, asyncio.timeout(PATIENCE):
         stream = client.subscribe("/v1/events/tasks.r1")

@@ -9,7 +9,7 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import actual_lrps
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import encode
 from bbs_server.core.errors import (
     CANNOT_BE_CLAIMED,
@@ -24,6 +24,7 @@ from bbs_server.core.errors import (
 from bbs_server.core.outcome import AuctionLRPs, Hub, Outcome, Retire
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence, replace
 from bbs_server.core.state import State
+from bbs_server.store.guids import random_guid
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND

@@ -9,11 +9,12 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import actual_lrp_groups, actual_lrps
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import Elements
 from bbs_server.core.errors import RESOURCE_NOT_FOUND, Refused
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, Presence
 from bbs_server.core.state import State
+from bbs_server.store.guids import random_guid
 
 CONTEXT = Context(1, random_guid, "", Settings())
 ORDINARY, EVACUATING, SUSPECT = Presence.ORDINARY, Presence.EVACUATING, Presence.SUSPECT

@@ -11,12 +11,24 @@ from bbs_protos import models_pb2 as models
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from records import desired_lrp
 
-from bbs_server.core import actual_lrps, evacuation, instances
+from bbs_server.core import actual_lrps, desired_lrps, evacuation, instances
 from bbs_server.core.context import Context, Settings
 from bbs_server.core.errors import Refused
+from bbs_server.core.lrp_convergence import LRPConvergence
 from bbs_server.core.outcome import Event, Hub, Outcome
-from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence
+from bbs_server.core.records import (
+    CLAIMED,
+    CRASHED,
+    NEVER,
+    RUNNING,
+    UNCLAIMED,
+    ActualLRP,
+    Domain,
+    Presence,
+    replace,
+)
 from bbs_server.core.state import State
 
 LEGAL = {
@@ -27,6 +39,7 @@ LEGAL = {
 SECOND = 10**9
 INDICES = st.integers(0, 1)
 OWNERS = st.sampled_from([("ig-1", "cell-1"), ("ig-2", "cell-1"), ("ig-3", "cell-2")])
+BROKEN = st.sampled_from(["", "run_info", "routes", "metric_tags"])
 REPORTS = st.fixed_dictionaries(
     {
         "actual_lrp_net_info": st.sampled_from([models.ActualLRPNetInfo(address=f"10.0.0.{n}") for n in (1, 2)]),
@@ -36,28 +49,6 @@ REPORTS = st.fixed_dictionaries(
 )
 Owner = tuple[str, str]
 Rows = list[ActualLRP]
-
-
-def desired(instances_: int, strategy: int) -> DesiredLRP:
-    return DesiredLRP(
-        process_guid="p",
-        domain="dom",
-        log_guid="",
-        annotation="",
-        instances=instances_,
-        memory_mb=1,
-        disk_mb=1,
-        max_pids=1,
-        rootfs="preloaded:x",
-        update_strategy=strategy,
-        tag_epoch="e",
-        tag_index=0,
-        routes=(),
-        metric_tags=None,
-        placement_tags=None,
-        volume_placement=b"",
-        run_info=b"",
-    )
 
 
 def keys(index: int, owner: Owner) -> dict[str, Any]:
@@ -81,6 +72,16 @@ def replayed(rows: Counter[ActualLRP], events: tuple[Event, ...]) -> Counter[Act
             if event.after is not None:
                 known[event.after] += 1
     return +known
+
+
+def fresh_copy(state: State) -> State:
+    """The same records as if they had just been loaded."""
+    copy = State()
+    for name, table in state.tables.items():
+        keys = table.keys()
+        for key in keys:
+            copy.tables[name].adopt(key, table.get(key))
+    return copy
 
 
 class Instances(RuleBasedStateMachine):
@@ -137,7 +138,7 @@ class Instances(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, 2), strategy=st.integers(0, 1))
     def desire(self, count: int, strategy: int) -> None:
-        self.state.desired_lrps.put(desired(count, strategy))
+        self.state.desired_lrps.put(desired_lrp(instances=count, update_strategy=strategy))
         context = Context(self.now, self.guids.__next__, "", Settings())
         for index in range(count):
             instances.create_unclaimed(self.state, "p", index, "dom", context)
@@ -148,6 +149,20 @@ class Instances(RuleBasedStateMachine):
     def forget(self) -> None:
         self.state.desired_lrps.remove("p")
         self.state.take()
+
+    @precondition(lambda self: self.state.desired_lrps.get("p") is not None)
+    @rule(column=BROKEN)
+    def spoil(self, column: str) -> None:
+        """Somebody else changes a row so that a column of it cannot be decoded, or can be again."""
+        wanted = self.state.desired_lrps.get("p")
+        assert wanted is not None
+        self.state.desired_lrps.adopt("p", replace(wanted, broken={column: "garbage"} if column else {}))
+
+    @rule(query=st.sampled_from([desired_lrps.list_r3, desired_lrps.list_r2, desired_lrps.list_scheduling_infos]))
+    def list_desired(self, query: Callable[..., Any]) -> None:
+        """Quirk: what a list cannot show may be deleted after it."""
+        context = Context(self.now, self.guids.__next__, "", Settings())
+        assert len(query(self.state, models.DesiredLRPsRequest(), context).pieces) <= 1
 
     @rule(seconds=st.sampled_from([1, 60, 301]))
     def wait(self, seconds: int) -> None:
@@ -164,6 +179,18 @@ class Instances(RuleBasedStateMachine):
         request = models.StartActualLRPRequest(**keys(index, owner), **report)
         command = actual_lrps.start_r0 if r0 else actual_lrps.start
         self.run_command(command, request, self.owners_differ(index, owner))
+
+    @rule(count=st.integers(1, 2), strategy=st.integers(0, 1), owner=OWNERS, column=BROKEN)
+    def settle(self, count: int, strategy: int, owner: Owner, column: str) -> None:
+        """An LRP that is left alone comes to rest; lists do not leave it alone."""
+        self.desire(count, strategy)
+        self.spoil(column)
+        for index in range(count):
+            self.start(index, owner, {}, r0=False)
+        for _ in range(3):
+            self.converge({"cell-1", "cell-2"}, known=True)
+        self.list_desired(desired_lrps.list_r3)
+        self.converge({"cell-1", "cell-2"}, known=True)
 
     @rule(index=INDICES, owner=OWNERS)
     def crash(self, index: int, owner: Owner) -> None:
@@ -243,6 +270,30 @@ class Instances(RuleBasedStateMachine):
         assert promoted in self.at(index)
         self.state.take()
 
+    @rule(cells=st.sets(st.sampled_from(["cell-1", "cell-2"])), known=st.booleans())
+    def converge(self, cells: set[str], known: bool) -> None:
+        """A pass that passes over what is settled does what one that looks at everything does."""
+        self.state.domains.adopt("dom", Domain("dom", NEVER) if known else None)
+        copy, prefix = fresh_copy(self.state), next(self.guids)
+        mine, whole = (self.converged(state, cells, prefix) for state in (self.state, copy))
+        assert mine == whole
+        assert self.rows() == {instances.key_of(row): row for row in copy.actual_lrps}
+        assert list(self.state.desired_lrps) == list(copy.desired_lrps)
+        if not self.rows() and not len(self.state.desired_lrps):
+            self.converged(self.state, cells, next(self.guids))
+            assert not self.state.unsettled
+
+    def converged(self, state: State, cells: set[str], prefix: str) -> list[Any]:
+        convergence = LRPConvergence([models.CellPresence(cell_id=cell) for cell in sorted(cells)])
+        guids = itertools.count()
+        context = Context(self.now, lambda: f"{prefix}-{next(guids)}", "", Settings())
+        told: list[Any] = []
+        for step in convergence.steps():
+            outcome = step.command(state, None, context)
+            told += [*outcome.events, *outcome.calls]
+        state.take()
+        return [*told, convergence.counts]
+
     # -- invariants ----------------------------------------------------------------------
 
     @invariant()
@@ -273,5 +324,5 @@ class Instances(RuleBasedStateMachine):
             assert all(row in table.where(index, read(row)) for row in rows.values())
 
 
-Instances.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Instances.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestInstances = Instances.TestCase

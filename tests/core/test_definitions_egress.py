@@ -109,4 +109,11 @@ def test_any_destination_is_decided(destination: bytes) -> None:
     encoded = bytes([0x0A, 3]) + b"all" + bytes([0x12, len(destination)]) + destination
     problems = check_egress_rule(models.SecurityGroupRule.FromString(encoded))
     assert len(problems) <= 1
-    assert all(problem.encode().startswith(b"Invalid field: destinations [ ") for problem in problems)
+    assert all(problem.startswith("Invalid field: destinations [ ") for problem in problems)
+
+
+def test_what_is_not_text_is_named_byte_for_byte() -> None:
+    encoded = bytes([0x0A, 3]) + b"all" + bytes([0x12, 4]) + b"1/\xe2\x82"
+    (problem,) = check_egress_rule(models.SecurityGroupRule.FromString(encoded))
+    expected = b"Invalid field: destinations [ invalid CIDR address: 1/\xe2\x82 ]"
+    assert problem.encode(errors="surrogateescape") == expected

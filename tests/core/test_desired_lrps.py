@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bbs_server.core import desired_lrp_forms as forms
 from bbs_server.core import desired_lrps
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import Elements, encode
 from bbs_server.core.errors import (
     DESERIALIZE,
@@ -25,6 +25,7 @@ from bbs_server.core.errors import (
 from bbs_server.core.outcome import AuctionLRPs, Hub, Outcome, StopInstance, UpdateInstance
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, MetricTag, Presence, replace
 from bbs_server.core.state import State
+from bbs_server.store.guids import random_guid
 
 NOW = 1_700_000_000 * 10**9
 CONTEXT = Context(now=NOW, new_guid=random_guid, request_id="trace", settings=Settings())
@@ -191,6 +192,7 @@ def test_a_stored_lrp_without_mounts_has_null_drivers() -> None:
     [
         ({"routes": models.ProtoRoutes(routes={"r": b"nope"})}, INVALID_REQUEST),
         ({"routes": models.ProtoRoutes(routes={"r": b""})}, INVALID_REQUEST),
+        ({"routes": models.ProtoRoutes(routes={"r": b"[" * 501 + b"]" * 501})}, INVALID_REQUEST),
         ({"domain": "d" * 256}, INVALID_REQUEST),
         ({"log_guid": "l" * 256}, INVALID_REQUEST),
         ({"root_fs": "docker:" + "x" * 1020}, INVALID_REQUEST),
@@ -407,6 +409,21 @@ def test_stopping_instances(command: Any) -> None:
     assert set(removed) == {0, 1, 2, 5} - kept
     assert {e.trace_id for e in outcome.events if e.hub is Hub.INSTANCE} == {"trace"}
     assert len(names(outcome, Hub.GROUP)) == len(removed)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [lambda state: update(state, instances=2), lambda state: update(state, routes=routes(other="1")), remove],
+)
+def test_commands_that_read_all_instances_delete_undecodable_ones(command: Any) -> None:
+    state = State()
+    desire(state, instances=3)
+    for presence in (Presence.ORDINARY, Presence.EVACUATING):
+        occupy(state, 0, RUNNING, presence, broken="odd")
+    outcome = command(state)
+    assert 0 not in indices(state)
+    assert indices(state, Presence.EVACUATING) == []
+    assert all(not event.before.broken for event in outcome.events if event.name == "actual_lrp_instance_removed")
 
 
 INTERNAL = '[{"hostname":"a.internal"}]'

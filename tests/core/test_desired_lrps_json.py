@@ -1,6 +1,7 @@
 """The JSON columns of LRPs: what is stored, and that it reads back."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,6 +89,29 @@ def test_routes_read_back_as_written(values: dict[str, Any] | None) -> None:
     assert columns.load_routes(column) == routes
     assert b": " not in column or b'"' in column
     json.loads(column)
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def called(function: Callable[[], Any], depth: int) -> Any:
+    """Its result when the caller has used up some of the interpreter's stack."""
+    return called(function, depth - 1) if depth else function()
+
+
+@pytest.mark.parametrize("depth", [0, 300])
+def test_a_route_value_that_is_taken_can_be_read_wherever_it_is(depth: int) -> None:
+    value = called(lambda: columns.normalised(deep(500)), depth)
+    assert called(lambda: columns.load_routes(columns.dump_routes((("r", value),))), depth) == (("r", value),)
+
+
+@pytest.mark.parametrize("depth", [0, 300])
+@pytest.mark.parametrize("levels", [501, 600, 978, 979, 5000])
+def test_a_route_value_that_is_nested_too_deep_is_refused_wherever_it_is(levels: int, depth: int) -> None:
+    for read in (lambda: columns.normalised(deep(levels)), lambda: columns.load_routes(b'{"r":' + deep(levels) + b"}")):
+        with pytest.raises(NotJSON, match="exceeded max depth"):
+            called(read, depth)
 
 
 def test_routes_are_sorted_and_absent_differs_from_empty() -> None:

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbs_server.core import domains
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.errors import INVALID_REQUEST, Error, Refused, unknown
 from bbs_server.core.records import NEVER, Domain
 from bbs_server.core.state import Change, State
+from bbs_server.core.times import rounded
+from bbs_server.store.guids import random_guid
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
@@ -94,6 +96,6 @@ def test_the_clock_of_the_list_is_rounded_half_up(passed: int, listed: bool) -> 
 
 @given(st.integers(0, 2**62))
 def test_rounding(now: int) -> None:
-    nearest = domains.rounded(now)
+    nearest = rounded(now)
     assert nearest % SECOND == 0
     assert -HALF < nearest - now <= HALF

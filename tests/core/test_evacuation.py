@@ -9,7 +9,7 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import evacuation
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import encode
 from bbs_server.core.errors import (
     CANNOT_BE_CRASHED,
@@ -22,6 +22,7 @@ from bbs_server.core.errors import (
 from bbs_server.core.outcome import AuctionLRPs, Group, Hub, Outcome
 from bbs_server.core.records import CLAIMED, CRASHED, RUNNING, UNCLAIMED, ActualLRP, DesiredLRP, Presence, replace
 from bbs_server.core.state import State
+from bbs_server.store.guids import random_guid
 
 NOW = 1_700_000_000 * 10**9
 ORDINARY, EVACUATING, SUSPECT = Presence.ORDINARY, Presence.EVACUATING, Presence.SUSPECT
@@ -524,6 +525,16 @@ def test_running_is_kept_when_the_rows_cannot_be_read() -> None:
     found = running(row(RUNNING), request=running_request(actual_lrp_key=odd))
     assert found.said == (
         True,
+        Error(0, 'ERROR: invalid byte sequence for encoding "UTF8": 0x00 (SQLSTATE 22021)'),
+    )
+
+
+def test_claimed_is_not_kept_when_the_rows_cannot_be_read() -> None:
+    odd = models.ActualLRPKey(process_guid="p\0", domain="dom")
+    request = models.EvacuateClaimedActualLRPRequest(**{**keys(), "actual_lrp_key": odd})
+    found = Evacuated(evacuation.evacuate_claimed, request, row(CLAIMED))
+    assert found.said == (
+        False,
         Error(0, 'ERROR: invalid byte sequence for encoding "UTF8": 0x00 (SQLSTATE 22021)'),
     )
 

@@ -173,6 +173,12 @@ class TestRevisions:
         assert not message.desired_lrp.deprecated_start_timeout_s
         assert message.trace_id == "t"
 
+    def test_a_trace_id_is_sent_byte_for_byte(self) -> None:
+        trace_id = b"\xfft".decode(errors="surrogateescape")
+        sent = payload(event(Hub.DESIRED, "desired_lrp_created", after=_desired(), trace_id=trace_id), Revision.R1)
+        assert sent.endswith(b"\x12\x02\xfft")
+        assert models.DesiredLRPCreatedEvent.FromString(sent).desired_lrp.process_guid
+
     def test_desired_lrp_in_its_oldest_form(self) -> None:
         record = _desired()
         sent = payload(event(Hub.DESIRED, "desired_lrp_removed", before=record), Revision.R0)

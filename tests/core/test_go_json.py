@@ -45,12 +45,22 @@ def test_arrays(values: tuple[str, ...] | None, text: str) -> None:
         ('"\n"', "invalid character '\\n' in string literal"),
         ("NaN", "invalid character 'N' looking for beginning of value"),
         ("[" * 100_000, "exceeded max depth"),
+        ("[" * 501 + "]" * 501, "exceeded max depth"),
+        ('{"a":' * 501 + "1" + "}" * 501, "exceeded max depth"),
     ],
 )
 def test_complaints(source: str, complaint: str) -> None:
     with pytest.raises(NotJSON) as problem:
         go_json.parse(source)
     assert str(problem.value) == complaint
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["[" * 500 + "]" * 500, "[" + ",".join(["[{}]"] * 1000) + "]", f'["{"[" * 1000}"]', '"\\"' + "[" * 1000 + '"'],
+)
+def test_levels_are_counted_not_brackets(source: str) -> None:
+    go_json.parse(source)
 
 
 @given(st.text(max_size=20))

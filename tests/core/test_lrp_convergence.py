@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from bbs_protos import models_pb2 as models
+from records import desired_lrp
 
 from bbs_server.core import desired_lrps
 from bbs_server.core.context import Context, Settings
@@ -40,26 +41,15 @@ def context(now: int = NOW) -> Context:
 
 
 def desired(process_guid: str = "p", instances: int = 1, **fields: Any) -> DesiredLRP:
-    record = DesiredLRP(
-        process_guid=process_guid,
-        domain="dom",
-        log_guid="log",
-        annotation="",
-        instances=instances,
-        memory_mb=128,
-        disk_mb=256,
-        max_pids=5,
-        rootfs="preloaded:fs",
-        update_strategy=0,
-        tag_epoch="e",
-        tag_index=0,
-        routes=(),
-        metric_tags=(("source_id", MetricTag("src")),),
-        placement_tags=None,
-        volume_placement=b"",
-        run_info=b"",
-    )
-    return replace(record, **fields)
+    usual = {
+        "log_guid": "log",
+        "memory_mb": 128,
+        "disk_mb": 256,
+        "max_pids": 5,
+        "rootfs": "preloaded:fs",
+        "metric_tags": (("source_id", MetricTag("src")),),
+    }
+    return desired_lrp(process_guid=process_guid, instances=instances, **usual | fields)
 
 
 def instance(state: str, cell: str = "", presence: int = ORDINARY, **fields: Any) -> ActualLRP:
@@ -128,10 +118,9 @@ def converge(
     cells: tuple[str, ...] = HERE,
     now: int = NOW,
     between: Callable[[str], None] = lambda name: None,
-    workers: int = 20,
 ) -> Pass:
     """Run a pass; `between` is called with the name of each step before it runs."""
-    done = Pass(LRPConvergence([models.CellPresence(cell_id=cell) for cell in cells], workers))
+    done = Pass(LRPConvergence([models.CellPresence(cell_id=cell) for cell in cells]))
     at = context(now)
     for step in done.convergence.steps():
         between(step.name)
@@ -168,6 +157,76 @@ def test_an_empty_state() -> None:
     done = converge(State(), ())
     assert (done.events, done.calls) == ([], [])
     assert done.counts == LRPCounts((), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+# -- what is looked at ---------------------------------------------------------------------
+
+
+def settled() -> State:
+    state = having(desired(), instance(RUNNING, "here"))
+    converge(state)
+    assert not state.unsettled
+    return state
+
+
+def test_a_settled_lrp_is_not_looked_at_again() -> None:
+    done = converge(settled())
+    assert done.names == ["prune-domains", "count", "count", "count"]
+    assert (done.counts.running, done.counts.desired) == (1, 1)
+
+
+CHANGES: dict[str, Callable[[State], object]] = {
+    "scaled": lambda state: state.desired_lrps.put(desired(instances=2)),
+    "scaled by somebody else": lambda state: state.desired_lrps.adopt("p", desired(instances=2)),
+    "tags": lambda state: state.desired_lrps.put(desired(metric_tags=())),
+    "lrp gone": lambda state: state.desired_lrps.remove("p"),
+    "instance gone": lambda state: state.actual_lrps.remove(("p", 0, ORDINARY)),
+    "instance gone by somebody else": lambda state: state.actual_lrps.adopt(("p", 0, ORDINARY), None),
+    "claimed elsewhere": lambda state: state.actual_lrps.put(instance(RUNNING, "gone")),
+    "crashed": lambda state: state.actual_lrps.put(instance(CRASHED, since=NOW - 10**15)),
+    "surplus": lambda state: state.actual_lrps.put(instance(RUNNING, "here", index=1)),
+    "suspect": lambda state: state.actual_lrps.put(instance(RUNNING, "here", SUSPECT)),
+    "evacuating": lambda state: state.actual_lrps.put(instance(RUNNING, "gone", EVACUATING)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_changes_is_looked_at(change: Callable[[State], object]) -> None:
+    state = settled()
+    change(state)
+    done = converge(state)
+    assert done.events or done.calls
+
+
+@pytest.mark.parametrize("taken_back", ["removed", "scaled"])
+def test_what_is_taken_back_is_looked_at(taken_back: str) -> None:
+    state = having(desired(instances=2), instance(RUNNING, "here"), instance(RUNNING, "here", index=1))
+    if taken_back == "removed":
+        state.desired_lrps.remove("p")
+    else:
+        state.desired_lrps.put(desired(instances=1))
+    changes = state.take()
+    converge(state, between=lambda name: state.undo(changes) if name == "count" else None)
+    assert "p" in state.unsettled
+
+
+@pytest.mark.parametrize("cells", [(), ("other",)])
+def test_a_settled_instance_whose_cell_goes_is_looked_at(cells: tuple[str, ...]) -> None:
+    state = settled()
+    assert converge(state, cells).seen(Hub.INSTANCE) == [
+        "changed ordinary RUNNING -> suspect RUNNING",
+        "created ordinary UNCLAIMED",
+    ]
+    assert list(state.unsettled) == ["p"]
+
+
+def test_nothing_is_kept_of_what_is_gone() -> None:
+    state = having(desired(), instance(RUNNING, "here"))
+    state.desired_lrps.remove("p")
+    state.actual_lrps.remove(("p", 0, ORDINARY))
+    assert list(state.unsettled) == ["p"]
+    converge(state)
+    assert not state.unsettled
 
 
 # -- A1, A2, A3 --------------------------------------------------------------------------
@@ -293,11 +352,17 @@ def test_a_removed_row_that_a_suspect_hides_gives_no_group_event() -> None:
     assert done.seen(Hub.GROUP) == ["removed suspect RUNNING"]
 
 
-def test_instances_that_cells_have_to_stop_come_in_small_numbers() -> None:
-    state = having(*[instance(RUNNING, "here", index=index) for index in range(5)])
-    convergence = LRPConvergence([models.CellPresence(cell_id="here")], workers=2)
-    sizes = [len(step.command(state, None, context()).calls) for step in convergence.steps()]
-    assert [size for size in sizes if size] == [2, 2, 1]
+def test_instances_that_cells_have_to_stop_come_one_by_one_after_all_other_work() -> None:
+    extra = [instance(RUNNING, "here", index=index) for index in range(3)]
+    more = (instance(CRASHED), instance(UNCLAIMED, index=7), instance(RUNNING, "gone", index=1))
+    state = having(*extra, desired("q", instances=3), *[replace(row, process_guid="q") for row in more])
+    convergence = LRPConvergence([models.CellPresence(cell_id="here")])
+    steps = [(step, step.command(state, None, context())) for step in convergence.steps()]
+    retiring = [len(outcome.calls) for step, outcome in steps if step.parallel]
+    assert retiring == [1, 1, 1]
+    names = [f"{step.name} {step.parallel}" for step, _ in steps if step.name in ("converge", "count")]
+    assert names == sorted(names, key=["converge False", "converge True", "count False"].index)
+    assert not any(outcome.events for step, outcome in steps if step.parallel)
 
 
 # -- B3: stale and crashed -----------------------------------------------------------------
@@ -615,6 +680,34 @@ def test_an_lrp_scaled_up_during_a_pass_keeps_its_instances() -> None:
     assert rows(state) == {(0, ORDINARY): UNCLAIMED}
 
 
+def test_steps_that_run_again_after_they_were_undone_count_once() -> None:
+    found = (
+        desired("p", instances=4),
+        desired("lost", instances=1, broken={"run_info": "garbage"}),
+        instance(CRASHED),
+        instance(RUNNING, "gone", index=1),
+        instance(RUNNING, "here", index=4),
+        instance(CLAIMED, "gone", SUSPECT, index=5),
+    )
+    states = having(*found), having(*found)
+    for state in states:
+        assert len(desired_lrps.list_r3(state, models.DesiredLRPsRequest(), context()).pieces) == 2
+    once = converge(states[0])
+    repeated = Pass(LRPConvergence([models.CellPresence(cell_id="here")]))
+    at = context()
+    for step in repeated.convergence.steps():
+        step.command(states[1], None, context())
+        states[1].undo(states[1].take())
+        outcome = step.command(states[1], None, at)
+        states[1].take()
+        repeated.events += outcome.events
+        repeated.calls += outcome.calls
+    assert (repeated.counts, repeated.events, repeated.calls) == (once.counts, once.events, once.calls)
+    assert sorted(repeated.starts) == [("p", 0), ("p", 1), ("p", 2), ("p", 3)]
+    assert rows(states[1]) == rows(states[0])
+    assert list(states[1].desired_lrps.keys()) == ["p"]
+
+
 def test_starts_of_a_failed_step_are_not_requested() -> None:
     state = having(desired("p"), desired("q", instances=1))
     convergence = LRPConvergence([models.CellPresence(cell_id="here")])
@@ -663,6 +756,14 @@ def test_an_lrp_that_a_list_could_not_show_is_deleted(query: Any, broken: dict[s
     assert (state.desired_lrps.get("p") is None) == deleted
     assert (first.events, first.calls) == ([], [])
     assert any(isinstance(call, Retire) for call in converge(state).calls) == deleted
+
+
+def test_an_lrp_that_a_list_could_not_show_after_it_came_to_rest_is_deleted() -> None:
+    state = having(desired(broken={"run_info": "garbage"}), instance(RUNNING, "here"))
+    converge(state)
+    assert len(desired_lrps.list_r3(state, models.DesiredLRPsRequest(), context()).pieces) == 1
+    converge(state)
+    assert state.desired_lrps.get("p") is None
 
 
 def test_unreadable_tags_or_routes_send_no_update() -> None:

@@ -8,12 +8,13 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import task_convergence, tasks
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import encode
 from bbs_server.core.outcome import AuctionTasks, Call, Complete, Event, Step, TaskStart
 from bbs_server.core.records import Task, TaskState, replace
 from bbs_server.core.state import State
 from bbs_server.core.task_convergence import TASKS_PER_COMMAND, TaskConvergence, TaskCounts
+from bbs_server.store.guids import random_guid
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
@@ -348,3 +349,16 @@ def test_a_step_that_fails_does_not_affect_the_next_ones() -> None:
         step.command(state, None, CONTEXT)
     assert failed == ["auction-pending"]
     assert convergence.counts == TaskCounts(pruned=0, kicked=2, pending=0, running=0, completed=2, resolving=0)
+
+
+def test_steps_that_run_again_after_they_were_undone_count_once() -> None:
+    once, state, repeated = converge(holding(EXAMPLE)), holding(EXAMPLE), Pass()
+    convergence = TaskConvergence([])
+    for step in convergence.steps():
+        step.command(state, None, CONTEXT)
+        state.undo(state.take())
+        outcome = step.command(state, None, CONTEXT)
+        state.take()
+        repeated.events += outcome.events
+        repeated.calls += outcome.calls
+    assert (convergence.counts, repeated.events, repeated.calls) == (once.counts, once.events, once.calls)

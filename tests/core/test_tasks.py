@@ -7,7 +7,7 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import tasks
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import encode
 from bbs_server.core.errors import (
     DESERIALIZE,
@@ -23,6 +23,7 @@ from bbs_server.core.errors import (
 from bbs_server.core.outcome import AuctionTasks, CancelTask, Complete, Count, Event, Hub, Outcome, TaskStart
 from bbs_server.core.records import Task, TaskState, replace
 from bbs_server.core.state import Change, State
+from bbs_server.store.guids import random_guid
 
 CREATED, NOW = 1_700_000_000 * 10**9, 1_700_000_100 * 10**9
 NUL = unknown('ERROR: invalid byte sequence for encoding "UTF8": 0x00 (SQLSTATE 22021)')
@@ -377,7 +378,7 @@ def test_start_on_a_cell_whose_name_does_not_fit(cell_id: str, error: Error) -> 
 def test_a_cell_that_is_not_text_is_another_cell() -> None:
     request = models.CompleteTaskRequest.FromString(b"\x0a\x01t\x12\x02c\xff")
     error = refusal(holding(row(TaskState.RUNNING, "here")), "complete", request)
-    assert error == Error(ErrorType.RUNNING_ON_DIFFERENT_CELL, "Running on cell here not c\ufffd")
+    assert error == Error(ErrorType.RUNNING_ON_DIFFERENT_CELL, "Running on cell here not c\udcff")
 
 
 @pytest.mark.parametrize("field", ["failure_reason", "result"])

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bbs_server.core import tasks
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import encode
 from bbs_server.core.errors import Refused
 from bbs_server.core.outcome import AuctionTasks, CancelTask, Command, Complete, Count, Event, Hub, Outcome
 from bbs_server.core.records import Task, TaskState
 from bbs_server.core.state import Change, State
 from bbs_server.core.task_convergence import TaskConvergence
+from bbs_server.store.guids import random_guid
 
 SECOND = 10**9
 GUIDS, CELLS = st.sampled_from(["t1", "t2", "t3"]), st.sampled_from(["c1", "c2"])

@@ -6,11 +6,12 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import tasks
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import Elements, encode
 from bbs_server.core.errors import DESERIALIZE, RESOURCE_NOT_FOUND, ErrorType, Refused
 from bbs_server.core.records import Task, TaskState, replace
 from bbs_server.core.state import State
+from bbs_server.store.guids import random_guid
 
 CONTEXT = Context(1_700_000_000 * 10**9, random_guid, "", Settings())
 LISTS, GETS = (tasks.list_r3, tasks.list_r2), (tasks.get_r3, tasks.get_r2)

@@ -17,13 +17,14 @@ from aiohttp import web
 from bbs_protos import locket_pb2 as pb
 from bbs_protos import locket_pb2_grpc as rpc
 
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import Answer
 from bbs_server.core.errors import Error, Refused
 from bbs_server.core.outcome import Command, Event, Outcome
 from bbs_server.core.state import State
 from bbs_server.effects.locket import Locket, LocketSettings
-from bbs_server.effects.tls import client_tls
+from bbs_server.store.guids import random_guid
+from bbs_server.tls.contexts import client_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Receiver:
             await self.held.wait()
         if status is None:
             request.transport.close()
-        return web.Response(status=status or 200, headers=self.headers if status and 300 <= status < 400 else None)
+        return web.Response(status=status or 200, headers=self.headers if status else None)
 
     async def wait_for(self, count: int) -> list[Received]:
         """The requests, once there are `count` of them."""
@@ -105,7 +106,7 @@ def server_tls(certificates: Any) -> ssl.SSLContext:
 
 @pytest.fixture
 def our_tls(certificates: Any) -> ssl.SSLContext:
-    return client_tls(str(certificates.ca), str(certificates.client_cert), str(certificates.client_key))
+    return client_context(str(certificates.ca), str(certificates.client_cert), str(certificates.client_key))
 
 
 class LocketDouble(rpc.LocketServicer):

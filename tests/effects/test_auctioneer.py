@@ -70,11 +70,11 @@ async def test_texts_are_escaped_as_recorded(receiver, start) -> None:
 async def test_instances_are_asked_for_as_recorded(receiver, start) -> None:
     double = await receiver()
     everything = LRPStart("pg-full", "dom", (1, 0), ("pt1",), ("drv", "drv"), "preloaded:cflinuxfs4", 128, 256, 64)
-    auctioneer = start(double.url + "/base/")
-    await done(auctioneer.start_lrps(AuctionLRPs((everything,), "id-1")))
+    auctioneer = start(double.url + "/base")
+    await done(auctioneer.start_lrps(AuctionLRPs((everything,), "id-1\udcff")))
     await done(auctioneer.start_lrps(AuctionLRPs((LRPStart("q", "d", (), None, None, "r", 1, 2, 3),))))
     first, second = double.received
-    assert (first.path, first.headers["X-Vcap-Request-Id"]) == ("/base/v1/lrps", "id-1")
+    assert (first.path, first.headers["X-Vcap-Request-Id"]) == ("/base/v1/lrps", "id-1\ufffd")
     assert first.body == (
         b'[{"process_guid":"pg-full","domain":"dom","indices":[1,0],"PlacementTags":["pt1"],'
         b'"VolumeDrivers":["drv","drv"],"RootFs":"preloaded:cflinuxfs4","MemoryMB":128,"DiskMB":256,"MaxPids":64}]'
@@ -180,14 +180,20 @@ async def test_a_bad_status_over_tls_is_not_repeated(receiver, start, our_tls, l
     assert len(double.received) == 1
 
 
-async def test_a_stale_connection_is_replaced(receiver, start, logged) -> None:
+async def test_a_request_that_is_lost_with_a_kept_connection_is_not_repeated(receiver, start, logged) -> None:
     double = await receiver()
     double.statuses = [202, None, 202]
     auctioneer = start(double.url)
     await done(auctioneer.start_tasks(AuctionTasks((task("1"),))))
     await done(auctioneer.start_tasks(AuctionTasks((task("2"),))))
-    assert len(double.received) == 3
-    assert not logged.lines
+    assert len(double.received) == 2
+    assert logged.actions() == ["failed-to-request-auctions"]
+
+
+async def test_the_path_is_appended_to_the_address_as_it_stands(receiver, start) -> None:
+    double = await receiver()
+    await done(start(double.url + "/base/").start_tasks(AuctionTasks((task(),))))
+    assert double.received[0].path == "/base//v1/tasks"
 
 
 async def test_closing_lets_everybody_go(receiver, start) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from base64 import b64encode
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from bbs_protos import models_pb2 as models
@@ -12,6 +16,9 @@ from bbs_server.core.outcome import Hub
 from bbs_server.core.records import Task, TaskState
 from bbs_server.effects.callbacks import Callbacks
 from bbs_server.effects.peer import Peer
+
+STRANGE = ("ftp://h/x", "ws://127.0.0.1:1/", "wss://h/", "tcp://127.0.0.1:1/", "//127.0.0.1:1/x")
+"""Not for HTTP."""
 
 
 def completed(guid: str, url: str, annotation: str = "", **fields: object) -> Task:
@@ -110,7 +117,9 @@ async def test_a_timeout_is_tried_again(receiver, writer, start) -> None:
     assert state(writer, "t") == TaskState.RESOLVING
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/refused", "ftp://h/x", "http://[::1", "http:///nohost", "no url"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/refused", "ftp://h/x", "http://[::1", "http:///nohost", "no url", *STRANGE]
+)
 async def test_other_failures_end_at_once(receiver, writer, start, logged, url: str) -> None:
     double = await receiver(200)
     callbacks = start(workers=1)
@@ -119,6 +128,16 @@ async def test_other_failures_end_at_once(receiver, writer, start, logged, url: 
     await writer.wait_for_event("task_removed")
     assert state(writer, "t") == TaskState.RESOLVING
     assert logged.actions() == ["failed-to-call-back"]
+
+
+async def test_the_password_of_a_url_is_not_logged(receiver, writer, start, logged) -> None:
+    double = await receiver(200)
+    callbacks = start(workers=1)
+    submit(writer, callbacks, completed("t", "http://user:hush@127.0.0.1:1/refused"))
+    submit(writer, callbacks, completed("next", double.url))
+    await writer.wait_for_event("task_removed")
+    refused = 'Post "http://user:***@127.0.0.1:1/refused": dial tcp 127.0.0.1:1: connect: connection refused'
+    assert logged.lines[0][2]["error"] == refused
 
 
 async def test_a_reset_connection_is_not_tried_again(receiver, writer, start, logged) -> None:
@@ -143,6 +162,47 @@ async def test_redirects(receiver, writer, start, status: int, method: str) -> N
     assert bool(request.body) == (method == "POST")
 
 
+@pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"URI": "/elsewhere"}])
+async def test_a_redirect_without_location_is_a_plain_answer(receiver, writer, start, headers) -> None:
+    double = await receiver(302)
+    double.headers = headers
+    submit(writer, start(), completed("t", double.url))
+    await writer.wait_for_event("task_removed")
+    assert len(double.received) == 1
+
+
+@pytest.mark.parametrize("location", ["ftp://h/", "http://[::1", "ws://h/", "http:///x", "/%zz"])
+async def test_a_redirect_to_nowhere_leaves_the_task_resolving(receiver, writer, start, location: str) -> None:
+    double, other = await receiver(302), await receiver(200)
+    double.headers = {"Location": location}
+    callbacks = start(workers=1)
+    submit(writer, callbacks, completed("t", double.url))
+    submit(writer, callbacks, completed("next", other.url))
+    removed = await writer.wait_for_event("task_removed")
+    assert removed.before.guid == "next"
+    assert len(double.received) == 1
+    assert state(writer, "t") == TaskState.RESOLVING
+
+
+async def test_the_time_limit_holds_over_all_redirects(receiver, writer, start, logged) -> None:
+    double, silent = await receiver(307), await receiver(200)
+    double.headers = {"Location": silent.url}
+    silent.held = asyncio.Event()
+    submit(writer, start(timeout=0.2), completed("t", double.url))
+    await silent.wait_for(3)
+    assert len(double.received) == 3
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+async def test_user_info_goes_along_with_relative_redirects(receiver, writer, start, absolute: bool) -> None:
+    double = await receiver(200)
+    double.statuses, double.headers = [307], {"Location": (double.url if absolute else "") + "/there"}
+    submit(writer, start(), completed("t", double.url.replace("//", "//u:p@")))
+    first, second = await double.wait_for(2)
+    assert (first.path, second.path, second.body) == ("/", "/there", first.body)
+    assert ["Authorization" in request.headers for request in (first, second)] == [True, not absolute]
+
+
 async def test_endless_redirects_leave_the_task_resolving(receiver, writer, start, logged) -> None:
     double = await receiver(302)
     double.headers = {"Location": "/again"}
@@ -156,11 +216,50 @@ async def test_endless_redirects_leave_the_task_resolving(receiver, writer, star
     assert logged.lines[0][2]["error"].endswith("stopped after 10 redirects")
 
 
-async def test_user_info_becomes_basic_authentication(receiver, writer, start) -> None:
+@pytest.mark.parametrize(
+    ("info", "sent"), [("user:pass", "user:pass"), ("%C3%A9:p", "é:p"), ("us%3Aer:p", "us:er:p"), ("u", "u:")]
+)
+async def test_user_info_becomes_basic_authentication(receiver, writer, start, info: str, sent: str) -> None:
     double = await receiver(200)
-    submit(writer, start(), completed("t", double.url.replace("http://", "http://user:pass@")))
+    submit(writer, start(), completed("t", double.url.replace("http://", f"http://{info}@")))
     (request,) = await double.wait_for(1)
-    assert request.headers["Authorization"] == "Basic dXNlcjpwYXNz"
+    assert request.headers["Authorization"] == f"Basic {b64encode(sent.encode()).decode()}"
+
+
+async def test_a_url_that_is_not_utf_8_is_called(receiver, writer, start) -> None:
+    double = await receiver(200)
+    definition = completed("t", double.url + "/ab/").definition.replace(b"/ab/", b"/x\xff/")
+    submit(writer, start(), replace(completed("t", ""), definition=definition))
+    (request,) = await double.wait_for(1)
+    assert request.path == "/x%FF/"
+
+
+async def test_a_connection_that_does_not_come_about_is_not_tried_again(
+    receiver, writer, start, logged, monkeypatch
+) -> None:
+    """The receiver's queue of connections is full, so the system does not answer more."""
+    monkeypatch.setattr("bbs_server.effects.peer.CONNECT_TIMEOUT", 0.5)
+    double, callbacks = await receiver(200), start(workers=1)
+    with socket.socket() as listener, ExitStack() as held:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        submit(writer, callbacks, completed("t", f"http://127.0.0.1:{listener.getsockname()[1]}/"))
+        submit(writer, callbacks, completed("next", double.url))
+        await writer.wait_for_event("task_removed")
+    assert logged.actions() == ["failed-to-call-back"]
+    assert "i/o timeout" in logged.lines[0][2]["error"]
+    assert state(writer, "t") == TaskState.RESOLVING
+
+
+async def test_large_headers_of_an_answer_do_no_harm(receiver, writer, start) -> None:
+    double = await receiver(200)
+    double.headers = {"Long": "x" * 20_000} | {f"H{number}": "y" for number in range(500)}
+    submit(writer, start(), completed("t", double.url))
+    await writer.wait_for_event("task_removed")
 
 
 async def test_our_certificate_is_presented(receiver, writer, start, our_tls) -> None:
@@ -241,20 +340,3 @@ async def test_a_url_that_cannot_be_read_is_not_called(receiver, writer, start, 
     (request,) = await double.wait_for(1)
     assert request.path == "/a%20b"
     assert state(writer, "bad") == TaskState.RESOLVING
-
-
-async def test_a_kept_connection_that_was_closed_meanwhile_does_not_spoil_a_callback() -> None:
-    async def answer(reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"{}")
-        stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        await stream.drain()
-        stream.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    peer = Peer(None, 5)
-    try:
-        assert [await peer.send("POST", url, {}, b"{}") for _ in range(20)] == [200] * 20
-    finally:
-        await peer.close()
-        server.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
 from bbs_protos import locket_pb2 as pb
+from silent_proxy import Proxy
 
 from bbs_server.effects.lock import STANDBY_INTERVAL, LockLost, MasterLock
 from bbs_server.effects.locket import Locket, LocketSettings, LocketUnreachable
@@ -173,6 +175,23 @@ async def test_a_failed_release_is_only_logged(locket_double, lock, logged) -> N
     assert logged.lines[-1][1] == "failed-to-release-lock"
     assert logged.lines[-1][2]["error"] == "rpc error: code = AlreadyExists desc = lock-collision"
     assert locket_double.resources["bbs"].owner == "other"
+
+
+async def test_a_locket_that_falls_silent_holds_a_release_up_for_ping_and_timeout(
+    locket_double, connect_locket, logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bbs_server.effects.locket._LEAST_KEEPALIVE", 1)
+    monkeypatch.setattr("bbs_server.effects.locket._KEEPALIVE_TIMEOUT", 1)
+    proxy = Proxy(f"https://{locket_double.address}")
+    await proxy.start()
+    lock = MasterLock(connect_locket(f"127.0.0.1:{urlsplit(proxy.url).port}"), "me", 15, 5.0, logged)
+    await soon(lock.acquire())
+    proxy.silence()
+    await soon(lock.release())
+    assert logged.lines[-1][1] == "failed-to-release-lock"
+    error = logged.lines[-1][2]["error"]
+    assert error == "rpc error: code = Unavailable desc = keepalive ping failed to receive ACK within timeout"
+    await proxy.close()
 
 
 async def test_connecting(locket_double, connect_locket) -> None:

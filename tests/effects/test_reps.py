@@ -129,12 +129,12 @@ async def test_a_cell_of_another_authority_is_not_trusted(receiver, certificates
 
 async def test_stop_as_recorded(receiver, reps) -> None:
     double = await receiver(tls=True)
-    reps(c=double.url).stop(StopInstance("r", "ig3/x y", "c", "id-a"))
+    reps(c=double.url).stop(StopInstance("r", "ig3/x y", "c", "id-é\udcff"))
     (request,) = await double.wait_for(1)
     assert (request.method, request.path, request.body) == ("POST", "/v1/lrps/r/instances/ig3/x%20y/stop", b"")
     assert request.headers["Content-Type"] == "application/json"
     assert request.headers["Content-Length"] == "0"
-    assert request.headers["X-Vcap-Request-Id"] == "id-a"
+    assert request.headers["X-Vcap-Request-Id"] == "id-é\ufffd"
 
 
 @pytest.mark.parametrize(

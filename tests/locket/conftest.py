@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import grpc
@@ -52,6 +54,49 @@ class Served:
     expired: asyncio.Queue[Lock]
 
 
+@dataclasses.dataclass
+class Wire:
+    """A TCP proxy before the database. While it is `silent` it takes bytes and connections, and passes nothing on."""
+
+    target: tuple[str, int]
+    url: str = ""
+    silent: bool = False
+    _ends: list[asyncio.StreamWriter] = dataclasses.field(default_factory=list)
+
+    def cut(self) -> None:
+        for end in self._ends:
+            end.transport.abort()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*self.target)
+        self._ends += (writer, far_writer)
+        await asyncio.gather(self._pass_on(reader, far_writer), self._pass_on(far_reader, writer))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """What was swallowed is never made up for, so a connection stays silent once it was; so does its end."""
+        swallowing = False
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while data := await reader.read(1 << 16):
+                swallowing = swallowing or self.silent
+                if not swallowing:
+                    writer.write(data)
+        if not (swallowing or self.silent):
+            writer.close()
+
+
+@pytest.fixture
+async def wire(postgres_url: str) -> AsyncIterator[Wire]:
+    """Between a server and the test's database: `async with start(wire.url) as served`."""
+    parts = urlsplit(postgres_url)
+    wire = Wire((parts.hostname or "", parts.port or 0))
+    listener = await asyncio.start_server(wire.carry, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    wire.url = parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}").geturl()
+    yield wire
+    listener.close()
+    wire.cut()
+
+
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
@@ -67,14 +112,14 @@ def identity(certificates: Any) -> Identity:
 
 @pytest.fixture
 def start(postgres_url: str, identity: Identity, certificates: Any) -> Serve:
-    """Starts servers on the test's database: `async with start() as served`."""
+    """Starts servers on the test's database, or on another URL of it: `async with start() as served`."""
 
     @asynccontextmanager
-    async def started(**options: Any) -> AsyncIterator[Served]:
+    async def started(database: str = postgres_url, **options: Any) -> AsyncIterator[Served]:
         expired: asyncio.Queue[Lock] = asyncio.Queue()
         chosen = dataclasses.replace(Options(on_expired=expired.put_nowait), **options)
         async with (
-            serve(postgres_url, identity, options=chosen) as server,
+            serve(database, identity, options=chosen) as server,
             grpc.aio.secure_channel(server.address, credentials(certificates)) as channel,
         ):
             yield Served(server, Client(channel), expired)
@@ -95,6 +140,14 @@ def client(served: Served) -> Client:
 
 @pytest.fixture
 async def database(postgres_url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(postgres_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def watcher(postgres_url: str) -> AsyncIterator[Any]:
+    """Another connection to the test's database."""
     connection = await asyncpg.connect(postgres_url)
     yield connection
     await connection.close()

@@ -161,6 +161,15 @@ INSERT = (
 )
 
 
+SET_NULL = {
+    "owner": "UPDATE locks SET owner = NULL WHERE path = 'null'",
+    "value": "UPDATE locks SET value = NULL WHERE path = 'null'",
+    "modified_index": "UPDATE locks SET modified_index = NULL WHERE path = 'null'",
+    "modified_id": "UPDATE locks SET modified_id = NULL WHERE path = 'null'",
+    "ttl": "UPDATE locks SET ttl = NULL WHERE path = 'null'",
+}
+
+
 async def test_rows_made_by_hand(client: Any, database: Any) -> None:
     await database.execute(INSERT, "nobody's", "", "lock", "")
     await database.execute(INSERT, "odd", "o", "other", "id")
@@ -178,8 +187,19 @@ async def test_rows_made_by_hand(client: Any, database: Any) -> None:
     assert stored["modified_id"]
 
 
+@pytest.mark.parametrize("column", ["owner", "value", "modified_index", "modified_id", "ttl"])
+async def test_a_row_with_a_null_does_not_hide_the_others(client: Any, database: Any, column: str) -> None:
+    await client.lock("whole", type_code=pb.PRESENCE)
+    await client.lock("null", type_code=pb.PRESENCE)
+    await database.execute(SET_NULL[column])
+    assert set(await client.fetch_all(pb.PRESENCE)) == {"whole"}
+    code, text = await refusal(client.fetch("null"))
+    assert code is Code.UNKNOWN
+    assert text == f'sql: Scan error on column "{column}": converting NULL is unsupported'
+
+
 async def test_a_locked_row_times_out(start: Any, database: Any) -> None:
-    async with start(operation_limit=0.2) as served:
+    async with start(operation_limit=1) as served:
         await served.client.lock()
         async with database.transaction():
             await database.execute("SELECT * FROM locks FOR UPDATE")

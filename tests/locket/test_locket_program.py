@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import pytest
 from bbs_protos import locket_pb2 as pb
 from bbs_protos.locket_pb2_grpc import LocketStub
 
+from bbs_server.dev.ports import free_port
 from bbs_server.locket.server import Identity, serve
 from bbs_server.process.plain_http import ListenFailed
-from bbs_server.wire.tls import BadCertificates
+from bbs_server.tls.contexts import BadCertificates
 
 
 def credentials(ca: Path, key: Path | None, cert: Path | None) -> grpc.ChannelCredentials:
@@ -39,16 +39,27 @@ async def test_unusable_files_and_addresses(postgres_url: str, identity: Identit
         async with serve(postgres_url, strangers_key):
             pass
     async with serve(postgres_url, identity) as server:
-        with pytest.raises(ListenFailed):
+        with pytest.raises(ListenFailed) as refusal:
             async with serve(postgres_url, identity, server.address):
                 pass
+        assert str(refusal.value) == f"listen tcp {server.address}: bind: address already in use"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("192.0.2.1:8891", "listen tcp 192.0.2.1:8891: bind: cannot assign requested address"),
+        ("127.0.0.1:99999", "listen tcp: address 99999: invalid port"),
+        ("127.0.0.1:no", "listen tcp: lookup tcp/no: unknown port"),
+        ("nowhere", "listen tcp: address nowhere: missing port in address"),
+        ("nowhere.invalid:8891", "listen tcp: lookup nowhere.invalid: no such host"),
+    ],
+)
+async def test_why_an_address_cannot_be_used(postgres_url: str, identity: Identity, address: str, text: str) -> None:
+    with pytest.raises(ListenFailed) as refusal:
+        async with serve(postgres_url, identity, address):
+            pass
+    assert str(refusal.value) == text
 
 
 class Program:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bbs_server.client import StreamEvent
 from bbs_server.client.events import MESSAGES
 from bbs_server.core import actual_lrps, desired_lrps, evacuation, tasks
-from bbs_server.core.context import Context, Settings, random_guid
+from bbs_server.core.context import Context, Settings
 from bbs_server.core.encoding import Answer, Elements
 from bbs_server.core.errors import Refused
 from bbs_server.core.event_messages import Revision, payload
@@ -22,6 +22,7 @@ from bbs_server.core.records import ActualLRP
 from bbs_server.core.state import Change, State
 from bbs_server.page.feed import Kind
 from bbs_server.page.model import Fleet, Row
+from bbs_server.store.guids import random_guid
 
 SECOND = 10**9
 GUIDS = ("p1", "p1", "p1", "p2")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbs_server.process.config import BadConfig, BBSConfig
+from bbs_server.process.config_file import Kind, Use, documented, keys, markdown, parse_config, read_config
 from bbs_server.process.durations import format_duration, parse_duration
-from bbs_server.process.gojson import Kind, Use, documented, keys, markdown, parse_config, read_config
 
 KEYS_OF_THE_REFERENCE = {
     "access_log_path",
@@ -126,6 +126,10 @@ def test_every_used_key_says_what_it_means() -> None:
         ('{"lock_ttl":"s"}', 'time: invalid duration "s"'),
         ('{"lock_ttl":"9999999h"}', 'time: invalid duration "9999999h"'),
         ('{"time_format":"iso"}', 'invalid TimeFormat: "iso"'),
+        ('{"time_format":2}', 'invalid TimeFormat: "2"'),
+        ('{"time_format":true}', 'invalid TimeFormat: "true"'),
+        ('{"time_format":[1]}', 'invalid TimeFormat: "array"'),
+        ('{"time_format":{"a":1}}', 'invalid TimeFormat: "object"'),
         (
             '{"loggregator":{"BatchFlushInterval":"100ms"}}',
             "json: cannot unmarshal string into Go struct field BBSConfig.loggregator.BatchFlushInterval"

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 
 import pytest
 
-from bbs_server.process.lager import Level, Logger, Sink, redaction, rfc3339, trace_id, truncation, unix_epoch
+from bbs_server.process.lager import (
+    Level,
+    Logger,
+    Sink,
+    redaction,
+    rfc3339,
+    trace_id,
+    truncation,
+    unix_epoch,
+    write_all,
+)
 
 
 class Written(list[bytes]):
@@ -64,8 +76,9 @@ def test_markup_and_line_separators_are_escaped() -> None:
 
 def test_a_broken_text_still_gives_a_line() -> None:
     log, lines = logger()
-    log.info("x", text="\ud800", number=10**30, thing=object())
+    log.info("x", text="\ud800é\udcff\udcfe", number=10**30, thing=object())
     assert lines.last()["message"] == "bbs.x"
+    assert '"text":"\ufffdé\ufffd\ufffd"'.encode() in lines[0]
 
 
 @pytest.mark.parametrize("level", list(Level))
@@ -142,3 +155,26 @@ def test_trace_ids(request_id: str, trace: str) -> None:
     assert isinstance(data, dict)
     assert data.get("trace-id", "") == trace
     assert bool(re.fullmatch("[0-9a-f]{16}", data.get("span-id", ""))) is bool(trace)
+
+
+def test_a_line_is_written_whole_however_little_a_pipe_takes_at_a_time() -> None:
+    reader, writer = os.pipe()
+    line = b"x" * (1 << 20) + b"\n"
+    writing = threading.Thread(target=write_all, args=(writer, line))
+    writing.start()
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read(len(line)) == line
+    writing.join()
+    os.close(writer)
+
+
+def test_lines_that_nobody_takes_are_lost() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    write_all(full, b"the disk is full")
+    os.close(full)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    write_all(writer, b"x" * (1 << 20))
+    os.close(reader)
+    write_all(writer, b"the reader has gone")
+    os.close(writer)

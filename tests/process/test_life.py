@@ -145,6 +145,7 @@ async def test_a_lost_lock_ends_the_process(servers: Any, postgres_url: str) -> 
 async def test_a_deposed_writer_ends_the_process(servers: Any, postgres_url: str) -> None:
     program = await servers()
     await program.logged("bbs.started")
+    await program.logged("bbs.encryptor.encryption-finished")
     connection = await asyncpg.connect(postgres_url)
     await connection.execute("UPDATE configurations SET value = '999 usurper' WHERE id LIKE '%epoch%'")
     await connection.close()
@@ -153,6 +154,34 @@ async def test_a_deposed_writer_ends_the_process(servers: Any, postgres_url: str
     assert answer.error.message
     assert await program.ended() == 1
     assert program.lines[-1]["data"]["error"].splitlines()[1].startswith("writer exited with error: ")
+
+
+async def test_a_writer_deposed_while_it_reencrypts_ends_the_process(servers: Any, postgres_url: str) -> None:
+    first = await servers()
+    await first.logged("bbs.encryptor.encryption-finished")
+    action = models.Action(run_action=models.RunAction(path="p", user="u"))
+    definition = models.TaskDefinition(root_fs="docker:r", action=action)
+    task = models.DesireTaskRequest(task_guid="t", domain="d", task_definition=definition)
+    answer = models.TaskLifecycleResponse.FromString(await post(first, "/v1/tasks/desire.r2", task))
+    assert not answer.HasField("error")
+    assert await first.stop() == 0
+    psql, watcher = await asyncpg.connect(postgres_url), await asyncpg.connect(postgres_url)
+    hold = psql.transaction()
+    await hold.start()
+    await psql.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")  # it can be read
+    second = await servers(encryption_keys={"label": "passphrase", "new": "x"}, active_key_label="new")
+    await second.logged("bbs.started")
+    async with asyncio.timeout(10):
+        while not await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"):
+            await asyncio.sleep(0.01)
+    await watcher.execute("UPDATE configurations SET value = '999 usurper' WHERE id LIKE '%epoch%'")
+    await hold.rollback()
+    assert await second.ended() == 1
+    trace = second.lines[-1]["data"]["error"].splitlines()
+    assert trace[1] == "encryptor exited with error: another writer has taken over the database"
+    assert await watcher.fetchval("SELECT value FROM configurations WHERE id = 'encryption_key_label'") == "label"
+    await psql.close()
+    await watcher.close()
 
 
 async def test_an_unrecoverable_error_ends_the_process_in_order(servers: Any, postgres_url: str) -> None:
@@ -201,6 +230,28 @@ async def test_request_lines_and_access_log(servers: Any, tmp_path: Path) -> Non
     serving = await program.logged("bbs.request.serving")
     assert serving["log_level"] == 0
     assert serving["data"].keys() == data.keys()
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+async def test_all_lines_of_a_handler_are_of_one_session_and_say_who_asked(servers: Any, level: str) -> None:
+    program = await servers(log_level=level)
+    await program.logged("bbs.started")
+    await post(program, "/v1/desired_lrp/desire.r2", models.DesireLRPRequest(), **{"X-Vcap-Request-Id": "ab-cd"})
+    rejected = (await program.logged("bbs.request.desire-desired-lrp.invalid-request"))["data"]
+    untold = (await program.logged("bbs.request.desire-desired-lrp.app guid is empty"))["data"]
+    assert rejected == untold
+    assert rejected["peer_cert_subject_common_name"] == "client"
+    assert rejected["remote_addr"].startswith("127.0.0.1:")
+    assert (rejected["method"], rejected["request"]) == ("POST", "/v1/desired_lrp/desire.r2")
+
+
+async def test_a_full_disk_only_costs_lines_of_the_access_log(servers: Any) -> None:
+    program = await servers(access_log_path="/dev/full")
+    await program.logged("bbs.started")
+    async with program.client() as http:
+        answers = [await http.post("/v1/ping") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert await program.stop() == 0
 
 
 async def test_the_log_level_changes_at_run_time(servers: Any) -> None:
@@ -272,6 +323,19 @@ async def test_a_database_that_stays_away_ends_a_process_with_health_check(serve
     assert trace[1:3] == [f"db-healthcheck exited with error: {timed_out}", timed_out]
     attempts = [line for line in program.lines if line["message"].endswith("health-check-timed-out")]
     assert [line["data"]["attempt"] for line in attempts] == [1, 2]
+
+
+@pytest.mark.parametrize("value", [0, -1])
+async def test_a_health_check_without_attempts_or_time_takes_the_defaults(servers: Any, value: int) -> None:
+    program = await servers(
+        enable_db_health_check=True,
+        health_check_interval=f"{50 + value}ms",
+        health_check_timeout=f"{value}s",
+        health_check_failure_threshold=value,
+        log_level="debug",
+    )
+    await program.logged("bbs.db-health-check-runner.health-check-succeeded")
+    assert await program.stop() == 0
 
 
 async def test_requests_wait_for_nothing_when_the_process_drains(servers: Any) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import Any
 
+import asyncpg
+import httpx
 import pytest
 from bbs_protos import locket_pb2 as pb
 from bbs_protos import models_pb2 as models
 
 from bbs_server.effects.locket import Locket, LocketSettings
 
+OWNER = "SELECT owner FROM locks WHERE path = 'bbs'"
 PRESENCE = '{"cell_id":"cell-1","rep_address":"http://10.0.0.1:1800","zone":"z1","rep_url":"","annotations":{}}'
 
 
@@ -65,6 +69,27 @@ async def test_a_locket_that_is_gone_ends_the_master(servers: Any, locket: Any) 
     assert trace[2:4] == ["db-stat-metron-notifier exited with nil", "task-stat-metron-notifier exited with nil"]
     assert trace[-1] == "healthcheck exited with nil"
     assert "bbs.locket-lock.lost-lock" in master.messages()
+
+
+async def test_a_deposed_master_leaves_the_lock_to_a_successor_of_its_name(
+    servers: Any, locket: Any, postgres_url: str
+) -> None:
+    """Locket takes two processes with one `uuid` for the same (locket.md 3.1.4); the epoch does not."""
+    master = await servers()
+    await master.logged("bbs.started")
+    successor = await servers()
+    await successor.logged("bbs.started")
+    async with master.client() as http:
+        with contextlib.suppress(httpx.TransportError):
+            request = models.UpsertDomainRequest(domain="late", ttl=60)
+            await http.post("/v1/domains/upsert", content=request.SerializeToString())
+    assert await master.ended() == 1
+    assert "bbs.locket-lock.released-lock" not in master.messages()
+    connection = await asyncpg.connect(postgres_url)
+    assert await connection.fetchval(OWNER) == "the-bbs"
+    await connection.close()
+    assert await successor.stop() == 0
+    assert "bbs.locket-lock.released-lock" in successor.messages()
 
 
 async def test_cells_are_those_of_locket(servers: Any, locket: Any, certificates: Any) -> None:

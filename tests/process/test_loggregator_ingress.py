@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from bbs_protos import loggregator_pb2 as loggregator
 from bbs_protos import loggregator_pb2_grpc
 from bbs_protos import models_pb2 as models
 
+from bbs_server.dev.ports import free_port
 from bbs_server.process.config import LoggregatorConfig
 from bbs_server.process.loggregator import Loggregator, credentials
 from bbs_server.process.metrics import Kind, Sample
+from bbs_server.tls.contexts import BadCertificates
 
 
 class Agent(loggregator_pb2_grpc.IngressServicer):
@@ -57,7 +61,7 @@ async def serving(folder: Path, port: int = 0) -> AsyncIterator[tuple[Agent, int
     loggregator_pb2_grpc.add_IngressServicer_to_server(agent, server)
     ca, cert, key = ((folder / name).read_bytes() for name in ("ca.crt", "metron.crt", "metron.key"))
     port = server.add_secure_port(
-        f"127.0.0.1:{port}", grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
+        f"127.0.0.1:{port or free_port()}", grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
     )
     await server.start()
     try:
@@ -85,7 +89,7 @@ async def test_envelopes_are_what_the_reference_sends(agent_certificates: Path) 
         settings = config(agent_certificates, port)
         client = Loggregator(settings, credentials(settings))
         client.emit([Sample("Gauge", Kind.GAUGE, 2.5, "nanos", (("cell-id", "c"),)), Sample("Count", Kind.COUNTER, 3)])
-        client.app_log("a-b-c-d-e", "text")
+        client.app_log("a-b-c-d-e", "text\udcff")
         running = asyncio.create_task(client.run())
         gauge, counter, log = await agent.envelopes(3)
         running.cancel()
@@ -94,7 +98,7 @@ async def test_envelopes_are_what_the_reference_sends(agent_certificates: Path) 
         assert dict(gauge.tags) == {"origin": "the-origin", "cell-id": "c"}
         assert {name: (g.unit, g.value) for name, g in gauge.gauge.metrics.items()} == {"Gauge": ("nanos", 2.5)}
         assert (counter.counter.name, counter.counter.delta, counter.counter.total) == ("Count", 3, 0)
-        assert (log.source_id, log.instance_id, log.log.payload) == ("a-b-c-d-e", "", b"text")
+        assert (log.source_id, log.instance_id, log.log.payload) == ("a-b-c-d-e", "", b"text\xff")
         assert log.log.type == loggregator.Log.ERR
         assert dict(log.tags) == {"origin": "the-origin", "source_type": "DIEGO-API", "source_id": "a-b-c-d-e"}
 
@@ -108,6 +112,21 @@ async def test_batches_are_bounded(agent_certificates: Path) -> None:
         sizes = [len((await asyncio.wait_for(agent.batches.get(), 10)).batch) for _ in range(3)]
         running.cancel()
         assert sizes == [3, 3, 1]
+
+
+async def test_zeros_mean_the_defaults(agent_certificates: Path) -> None:
+    """A pause of 0 would keep a core busy, a batch of 0 could hold nothing."""
+    async with serving(agent_certificates) as (agent, port):
+        settings = replace(config(agent_certificates, port), batch_max_size=0, batch_flush_interval=0)
+        client = Loggregator(settings, credentials(settings))
+        client.emit([Sample(str(n), Kind.COUNTER, n) for n in range(150)])
+        begun = time.process_time()
+        running = asyncio.create_task(client.run())
+        sizes = [len((await asyncio.wait_for(agent.batches.get(), 10)).batch) for _ in range(2)]
+        await asyncio.wait([running], timeout=1)
+        assert time.process_time() - begun < 0.5
+        running.cancel()
+        assert sizes == [100, 50]
 
 
 async def test_what_waits_is_sent_at_the_end(agent_certificates: Path) -> None:
@@ -199,8 +218,8 @@ EVERY_REPORT = {
 
 
 def test_unreadable_certificates_are_refused(agent_certificates: Path, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(BadCertificates, match="open /no: no such file"):
         credentials(LoggregatorConfig(ca_path=str(agent_certificates / "ca.crt"), cert_path="/no", key_path="/no"))
     (tmp_path / "empty").touch()
-    with pytest.raises(ValueError, match="failed to load keypair"):
+    with pytest.raises(BadCertificates, match="failed to load keypair"):
         credentials(LoggregatorConfig(cert_path=str(tmp_path / "empty"), key_path="/no", ca_path="/no"))

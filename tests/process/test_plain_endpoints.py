@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,14 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from bbs_protos import models_pb2 as models
 
-from bbs_server.core.outcome import Outcome
 from bbs_server.process.debug import debug_server
 from bbs_server.process.health import BadAddress, health_server, resolved
 from bbs_server.process.lager import Level, Sink
-from bbs_server.process.metrics import NO_LRPS, Figures
-from bbs_server.process.plain_http import ListenFailed, PlainServer
+from bbs_server.process.metrics import NO_LRPS, Figures, open_files
+from bbs_server.process.plain_http import ListenFailed, PlainServer, split_address
 from bbs_server.process.prometheus import GAUGES, Prometheus
 from bbs_server.store.statistics import Statistics
 
@@ -71,6 +69,30 @@ async def test_an_address_in_use() -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("nowhere", "listen tcp: address nowhere: missing port in address"),
+        ("::1:80", "listen tcp: address ::1:80: too many colons in address"),
+        ("127.0.0.1:no", "listen tcp: lookup tcp/no: unknown port"),
+        ("127.0.0.1:99999", "listen tcp: address 99999: invalid port"),
+        ("nowhere.invalid:80", "listen tcp: lookup nowhere.invalid: no such host"),
+    ],
+)
+async def test_addresses_where_nobody_can_listen(address: str, error: str) -> None:
+    with pytest.raises(ListenFailed) as refusal:
+        await health_server(address).start()
+    assert str(refusal.value) == error
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("localhost:http", ("localhost", 80)), ("[::1]:8889", ("::1", 8889)), (":", (None, 0)), ("", (None, 0))],
+)
+def test_addresses_of_listeners(address: str, expected: tuple[str | None, int]) -> None:
+    assert split_address(address) == expected
+
+
+@pytest.mark.parametrize(
     ("body", "level"),
     [
         (b"debug", Level.DEBUG),
@@ -107,16 +129,22 @@ async def test_debug_pages() -> None:
         assert (await client.get("/")).status_code == 404
 
 
+def test_open_files_are_told_where_none_is_left() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert open_files() == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 async def test_prometheus() -> None:
     figures = Figures(lock_held=True)
     figures.lrps.record(replace(NO_LRPS, running=12), 1)
     figures.cell_tasks = {"c1": {"started": 1}}
     prometheus = Prometheus(figures)
     prometheus.timed("Tasks", 3_000_000)
-    dispatch = prometheus.watching(lambda outcome: None)
-    for _ in range(5):
-        dispatch(Outcome(models.PingResponse()))
-    await asyncio.sleep(0)
+    prometheus.committed(5)
     async with client_of(prometheus.server("127.0.0.1:0")) as client:
         text = (await client.get("/metrics")).text
         assert (await client.get("/")).status_code == 404
@@ -125,6 +153,7 @@ async def test_prometheus() -> None:
         "bbs_lrps_running 12.0",
         'bbs_request_seconds_bucket{le="0.004",route="Tasks"} 1.0',
         "bbs_batch_commands_count 1.0",
+        "bbs_lrp_convergence_passes_total 1.0",
         "bbs_batch_commands_sum 5.0",
         'bbs_cell_tasks_total{cell_id="c1",what="started"} 1.0',
     ):

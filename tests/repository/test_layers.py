@@ -10,13 +10,14 @@ import pytest
 
 LAYERS: Mapping[str, tuple[str, ...]] = {
     "core": (),
+    "tls": (),
     "wire": ("core",),
     "store": ("core",),
-    "effects": ("core",),
+    "effects": ("core", "tls"),
     # The server may show its events itself, on a page of its own.
-    "process": ("core", "wire", "store", "effects", "page"),
+    "process": ("core", "tls", "wire", "store", "effects", "page"),
     # A program of its own that is built from the parts of the server's.
-    "locket": ("core", "wire", "store", "process"),
+    "locket": ("core", "tls", "store", "process"),
     # Clients share with the server only its errors and its spelling of JSON.
     "client": ("core.errors", "core.go_json"),
     "cli": ("client",),
@@ -26,10 +27,10 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "dev": ("client", "core.errors", "page"),
 }
 
-NOT_IN_CORE = frozenset(
-    ("asyncio", "asyncpg", "aiohttp", "grpc", "httpx", "logging", "selectors", "socket", "ssl", "threading", "time")
-)
-"""The core is functions of state, request and context: no I/O, no clock, no event loop."""
+_OUTSIDE = ("aiohttp", "asyncpg", "grpc", "httpx", "logging", "os", "selectors", "socket", "ssl")
+_TIME_AND_CHANCE = ("asyncio", "random", "secrets", "threading", "time", "uuid")
+NOT_IN_CORE = frozenset((*_OUTSIDE, *_TIME_AND_CHANCE))
+"""The core is functions of state, request and context: no I/O, no clock, no event loop, nothing random."""
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from bbs_server.locket.config import LocketConfig
 from bbs_server.process.config import BBSConfig
-from bbs_server.process.gojson import documented
+from bbs_server.process.config_file import documented
 from bbs_server.wire.routes import ROUTES
 
 TABLES: dict[str, Callable[[], set[str]]] = {
     "Configuration": lambda: {key.name for key in documented(BBSConfig)},
+    # Those of Loggregator are the same as the BBS's.
+    "Locket": lambda: {key.name for key in documented(LocketConfig) if not key.name.startswith("loggregator.")},
     "Routes": lambda: {route.path for route in ROUTES},
 }
 """What the first column of a section's table must list."""

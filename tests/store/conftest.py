@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from silent_proxy import Proxy
 
 from bbs_server.core.context import Settings
 from bbs_server.core.errors import Error
@@ -86,6 +87,15 @@ async def open_at() -> AsyncIterator[Open]:
 async def open_store(open_at: Open, postgres_url: str) -> Open:
     """Opens writers on the test's own database."""
     return functools.partial(open_at, postgres_url)
+
+
+@pytest.fixture
+async def proxy(postgres_url: str) -> AsyncIterator[Proxy]:
+    """Between a server and the test's own database. The connections in `psql` do not pass it."""
+    one = Proxy(postgres_url)
+    await one.start()
+    yield one
+    await one.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def test_other_keys_are_run_time_parameters() -> None:
     text = "host=h application_name=x options='-c geqo=off' search_path=s sslmode=disable target_session_attrs=any"
     expected = {"application_name": "x", "options": "-c geqo=off", "search_path": "s"}
     assert parse(text, environment=NOTHING).server_settings == expected
+
+
+def test_keys_of_the_references_driver_are_not() -> None:
+    text = (
+        "postgres://h/d?default_query_exec_mode=simple_protocol&statement_cache_capacity=0&description_cache_capacity=9"
+    )
+    assert parse(text, environment=NOTHING).server_settings == {}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +185,26 @@ async def test_connects_to_the_first_host_that_answers(postgres_url: str) -> Non
     connection = await parse(text).connect()
     assert await connection.fetchval("SHOW application_name") == "mine"
     await connection.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this platform has no such limits")
+async def test_a_connection_whose_packets_are_lost_ends_soon(postgres_url: str) -> None:
+    connection = await parse(postgres_url).connect()
+    link: socket.socket = connection._transport.get_extra_info("socket")
+
+    def option(level: int, name: str) -> int:
+        return link.getsockopt(level, getattr(socket, name))
+
+    assert option(socket.SOL_SOCKET, "SO_KEEPALIVE") == 1
+    probes = [option(socket.IPPROTO_TCP, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")]
+    assert probes[0] + probes[1] * probes[2] <= 15
+    assert option(socket.IPPROTO_TCP, "TCP_USER_TIMEOUT") == 15_000
+    await connection.close()
+
+
+def test_an_attempt_to_connect_has_a_limit_unless_it_is_switched_off() -> None:
+    assert parse("host=h", environment=NOTHING).connect_timeout == 30
+    assert parse("host=h connect_timeout=0", environment=NOTHING).connect_timeout is None
 
 
 async def test_texts_of_failures(postgres_url: str) -> None:

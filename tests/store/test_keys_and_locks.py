@@ -13,7 +13,9 @@ from bbs_server.core.context import Context
 from bbs_server.core.outcome import Outcome
 from bbs_server.core.records import ActualLRP, DesiredLRP, MetricTag, Task
 from bbs_server.core.state import State
-from bbs_server.store.errors import UnknownKeyLabel
+from bbs_server.dev.postgres import EmbeddedPostgres
+from bbs_server.store.epoch import raise_epoch
+from bbs_server.store.errors import Deposed, UnknownKeyLabel
 from bbs_server.store.health import Unhealthy
 from bbs_server.store.sealing import Keys
 
@@ -35,6 +37,14 @@ RECORDS = [
     ActualLRP("p", 1, "d", 0, "RUNNING", 1, "e"),
     DesiredLRP("p", "d", "l", "", 1, 1, 1, 1, "r", 0, "e", 0, None, (("a", MetricTag("b")),), None, b"", b""),
 ]
+
+
+ROWS = ("TABLE tasks", "TABLE desired_lrps", "TABLE actual_lrps")
+EPOCH = "SELECT value FROM configurations WHERE id = 'bbs_server_writer_epoch'"
+CUT_OFF = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 async def label(psql: asyncpg.Connection[Any]) -> str | None:
@@ -105,6 +115,63 @@ async def test_database_error_leaves_the_label(open_store: Any, psql: asyncpg.Co
     assert await label(psql) == "key1"
     assert [action for _, action, _ in new.logged][-2:] == ["encryption-failed", "encryption-finished"]
     await psql.execute("ALTER TABLE away RENAME TO actual_lrps")
+
+
+async def test_a_run_that_cannot_connect_is_a_run_that_failed(
+    open_store: Any, psql: asyncpg.Connection[Any], postgres: EmbeddedPostgres
+) -> None:
+    opened = await open_store()
+    name = await psql.fetchval("SELECT current_database()")
+    boss = await asyncpg.connect(postgres.url())
+    await boss.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    await boss.close()
+    assert await opened.database.reencrypt(opened.writer) > 0
+    assert await label(psql) is None
+    actions = [action for _, action, _ in opened.logged]
+    assert actions[-3:] == ["encryption-started", "encryption-failed", "encryption-finished"]
+
+
+@pytest.mark.parametrize("records", [RECORDS[:1], RECORDS[1:3], RECORDS[3:]], ids=["tasks", "actual", "desired"])
+async def test_a_deposed_writer_reseals_nothing(
+    records: list[Any], open_store: Any, psql: asyncpg.Connection[Any]
+) -> None:
+    """In any table: each has a statement of its own."""
+    old = await open_store()
+    await old.writer.write(put, records)
+    await old.database.reencrypt(old.writer)
+    before = [await psql.fetch(statement) for statement in ROWS]
+    new = await open_store(label="new", passphrases=BOTH)
+    await raise_epoch(psql, "successor")
+    with pytest.raises(Deposed):
+        await new.database.reencrypt(new.writer)
+    assert [await psql.fetch(statement) for statement in ROWS] == before
+    assert await label(psql) == "key1"
+    assert "encryption-finished" not in [action for _, action, _ in new.logged]
+
+
+async def test_a_writer_deposed_after_the_last_row_stores_no_label(
+    open_store: Any, psql: asyncpg.Connection[Any]
+) -> None:
+    old = await open_store()
+    await old.database.reencrypt(old.writer)
+    new = await open_store(label="new", passphrases=BOTH)
+    await raise_epoch(psql, "successor")
+    with pytest.raises(Deposed):
+        await new.database.reencrypt(new.writer)
+    assert await label(psql) == "key1"
+
+
+async def test_rotation_after_the_writer_has_reconnected(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
+    """It has raised its own epoch again, and is no other writer for that."""
+    opened = await open_store()
+    before = await psql.fetchval(EPOCH)
+    await psql.execute(CUT_OFF)
+    async with asyncio.timeout(10):
+        while await psql.fetchval(EPOCH) == before:
+            await asyncio.sleep(0.01)
+    await opened.writer.write(put, RECORDS)
+    assert await opened.database.reencrypt(opened.writer) > 0
+    assert await label(psql) == "key1"
 
 
 async def test_unknown_label_ends_the_start(open_store: Any, psql: asyncpg.Connection[Any]) -> None:

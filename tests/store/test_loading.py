@@ -48,6 +48,24 @@ async def longest_hold(work: asyncio.Future[Any]) -> float:
     return longest
 
 
+def task_row(definition: bytes) -> tuple[Any, ...]:
+    """A row of a task as the database gives it."""
+    return ("g", "d", 1, 1, 1, 0, "", None, False, "", KEYS.seal_model(definition), 0, "")
+
+
+def test_fields_that_nobody_knows_are_left_out() -> None:
+    """Another version may have written them. The reference drops them where it reads (wire.md E9)."""
+    definition = models.TaskDefinition(root_fs="a:b", placement_tags=["x"]).SerializeToString()
+    record = MAPPINGS["tasks"].decode(task_row(definition + b"\xc2\x3e\x01z"), KEYS)
+    assert (record.definition, record.broken) == (definition, "")
+
+
+def test_a_column_with_a_wrong_wire_type_is_undecodable() -> None:
+    """Sent as it is, it would make the whole list unreadable for the reference's clients (wire.md D4)."""
+    record = MAPPINGS["tasks"].decode(task_row(b"\x08\x01"), KEYS)
+    assert (record.definition, record.broken) == (None, "wrong wire type for field 1")
+
+
 async def test_loads_every_record(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
     await (await open_store()).close()
     await fill(psql, 1000)

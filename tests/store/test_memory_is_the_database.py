@@ -1,8 +1,9 @@
-"""Whatever commands and operators do, memory is what a fresh load of the database gives."""
+"""Whatever commands and operators do, memory and that of a standby are what a fresh load of the database gives."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
@@ -12,11 +13,15 @@ from hypothesis import strategies as st
 
 from bbs_server.core.context import Context
 from bbs_server.core.errors import RESOURCE_NOT_FOUND, Refused
+from bbs_server.core.log import silent
 from bbs_server.core.outcome import Outcome
 from bbs_server.core.records import ActualLRP, DesiredLRP, Domain, MetricTag, Task
 from bbs_server.core.state import State
+from bbs_server.store.journal import Versions
 from bbs_server.store.loading import load
 from bbs_server.store.sealing import Keys
+from bbs_server.store.standby import Standby
+from bbs_server.store.statistics import Statistics
 
 KEYS = Keys("key1", {"key1": "passphrase one"})
 DONE = Outcome(models.TaskLifecycleResponse())
@@ -147,12 +152,16 @@ STEPS = st.one_of(
 
 async def holds(opened: Any, psql: asyncpg.Connection[Any]) -> None:
     await opened.writer.adopt_foreign_changes()
+    await is_in_database(opened.writer.state, opened.writer.versions, psql)
+
+
+async def is_in_database(state: State, known: Mapping[str, Versions], psql: asyncpg.Connection[Any]) -> None:
     fresh = State()
     versions = await load(psql, fresh, KEYS)
     for name, table in fresh.tables.items():
-        held = opened.writer.state.tables[name]
+        held = state.tables[name]
         assert dict(zip(held.keys(), held.all(), strict=True)) == dict(zip(table.keys(), table.all(), strict=True))
-        assert opened.writer.versions[name].by_key == versions[name].by_key
+        assert known[name].by_key == versions[name].by_key
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -162,6 +171,8 @@ async def test_memory_is_the_database(
 ) -> None:
     opened = once.get("opened") or once.setdefault("opened", await open_store())
     await opened.writer.write(clear, sorted(TABLES.values()))
+    standby = Standby(opened.database.settings, KEYS, Statistics(), silent)
+    standby.begin(interval=0)
     for steps in rounds:
         calls = [
             psql_later(psql, step, opened) if isinstance(step, str) else opened.writer.write(*step) for step in steps
@@ -170,6 +181,8 @@ async def test_memory_is_the_database(
         faults = [result for result in results if isinstance(result, Exception) and not isinstance(result, Refused)]
         assert faults == []
         await holds(opened, psql)
+    copy = await standby.end(psql)
+    await is_in_database(copy.state, copy.versions, psql)
 
 
 async def psql_later(psql: asyncpg.Connection[Any], statement: str, opened: Any) -> None:

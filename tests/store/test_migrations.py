@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 from bbs_protos import models_pb2 as models
 
-from bbs_server.core.log import silent
+from bbs_server.core.log import Log, silent
 from bbs_server.store import migrations
+from bbs_server.store.epoch import raise_epoch
 from bbs_server.store.errors import MigrationFailed, StartFailure
 from bbs_server.store.migrations import CURRENT, VERSIONS, apply, migrate, store_version
 from bbs_server.store.opening import open_database
@@ -52,9 +53,17 @@ FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND N
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
 ORDER BY c.relname, a.attnum
 """
+STORED = "SELECT value FROM configurations WHERE id = 'version'"
 INDEXES = """
 SELECT tablename, indexname, regexp_replace(indexdef, '^.*\\((.*)\\)$', '\\1')
 FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2
+"""
+
+
+MORE_DESIRED_LRPS = """
+INSERT INTO desired_lrps SELECT 'p' || number, domain, log_guid, annotation, instances, memory_mb, disk_mb, rootfs,
+  routes, volume_placement, modification_tag_epoch, modification_tag_index, run_info
+FROM desired_lrps, generate_series(1, $1) AS number
 """
 
 
@@ -87,7 +96,8 @@ async def prepare(connection: asyncpg.Connection[Any], version: int) -> None:
     info.metric_tags["a"].dynamic = models.MetricTagValue.INDEX
     for one in VERSIONS:
         if one <= version:
-            await apply(connection, one, KEYS, silent)
+            async with connection.transaction():
+                await apply(connection, one, KEYS, silent)
         if one == VERSIONS[0]:
             await connection.execute("INSERT INTO domains VALUES ('d', 5)")
             await connection.execute(
@@ -106,14 +116,19 @@ async def prepare(connection: asyncpg.Connection[Any], version: int) -> None:
     await store_version(connection, version)
 
 
+async def run(connection: asyncpg.Connection[Any], log: Log = silent) -> None:
+    """Migrate as the process does, which has raised the epoch before."""
+    await raise_epoch(connection, "us")
+    await migrate(connection, KEYS, "us", log)
+
+
 async def test_fresh_schema(postgres_url: str, psql: asyncpg.Connection[Any]) -> None:
     database = await open_database(postgres_url, active_key_label="a", encryption_keys={"a": "b"})
     assert list(await described(psql)) == ["configurations"]
+    await database.raise_epoch()
     assert await database.migrate() > 0
     assert await described(psql) == expected()
-    assert (
-        await psql.fetchval("SELECT value FROM configurations WHERE id = 'version'") == '{"CurrentVersion":1772581987}'
-    )
+    assert await psql.fetchval(STORED) == '{"CurrentVersion":1772581987}'
     await database.migrate()
     await database.close()
 
@@ -122,10 +137,10 @@ async def test_fresh_schema(postgres_url: str, psql: asyncpg.Connection[Any]) ->
 async def test_upgrade_keeps_the_data(psql: asyncpg.Connection[Any], version: int) -> None:
     await prepare(psql, version)
     actions = []
-    await migrate(psql, KEYS, lambda level, action, data: actions.append(action))
+    await run(psql, lambda level, action, data: actions.append(action))
     assert await described(psql) == expected()
     assert actions[-1] == "finished-migrations"
-    assert await psql.fetchval("SELECT value FROM configurations") == f'{{"CurrentVersion":{CURRENT}}}'
+    assert await psql.fetchval(STORED) == f'{{"CurrentVersion":{CURRENT}}}'
     assert await psql.fetchval("SELECT expire_time FROM domains") == 5
     assert await psql.fetchrow("SELECT guid, rejection_count, rejection_reason FROM tasks") == ("t", 0, "")
     lrps = await psql.fetch("SELECT presence, routable, availability_zone, metric_tags FROM actual_lrps ORDER BY 1")
@@ -151,6 +166,9 @@ async def test_upgrade_keeps_the_data(psql: asyncpg.Connection[Any], version: in
         ("", "could not deserialize record"),
         ("[]", "could not deserialize record"),
         ('{"CurrentVersion":"x"}', "could not deserialize record"),
+        ('{"CurrentVersion":1772581987.0}', "could not deserialize record"),
+        ('{"CurrentVersion":true}', "could not deserialize record"),
+        ('{"CurrentVersion":0,"other":NaN}', "could not deserialize record"),
         ("{", "could not deserialize record"),
         (None, 'sql: Scan error on column index 0, name "value": converting NULL to string is unsupported'),
     ],
@@ -159,13 +177,15 @@ async def test_version_that_ends_the_start(psql: asyncpg.Connection[Any], value:
     await psql.execute(STATEMENTS["configurations"]["create"])
     await psql.execute("INSERT INTO configurations VALUES ('version', $1)", value)
     with pytest.raises(MigrationFailed) as failure:
-        await migrate(psql, KEYS, silent)
+        await run(psql)
     assert str(failure.value) == text
-    assert await psql.fetchval("SELECT value FROM configurations") == value
+    assert await psql.fetchval(STORED) == value
     assert list(await described(psql)) == ["configurations"]
 
 
-@pytest.mark.parametrize("version", [None, "{}", '{"CurrentVersion":0}'])
+@pytest.mark.parametrize(
+    "version", [None, "{}", "null", '{"CurrentVersion":0}', '{"CurrentVersion":1}', '{"CurrentVersion":-5}']
+)
 async def test_rows_of_unknown_version_are_not_dropped(psql: asyncpg.Connection[Any], version: str | None) -> None:
     await prepare(psql, CURRENT)
     await psql.execute("DELETE FROM configurations")
@@ -173,12 +193,38 @@ async def test_rows_of_unknown_version_are_not_dropped(psql: asyncpg.Connection[
         await psql.execute("INSERT INTO configurations VALUES ('version', $1)", version)
     await psql.execute("DELETE FROM domains")
     with pytest.raises(MigrationFailed, match="no schema version but its table tasks holds rows"):
-        await migrate(psql, KEYS, silent)
+        await run(psql)
     assert await psql.fetchval("SELECT count(*) FROM tasks") == 1
-    assert await psql.fetchval("SELECT max(value) FROM configurations") == version
+    assert await psql.fetchval(STORED) == version
     await psql.execute("TRUNCATE tasks, desired_lrps, actual_lrps")
-    await migrate(psql, KEYS, silent)
+    await run(psql)
     assert await described(psql) == expected()
+
+
+async def test_of_several_versions_the_last_counts(psql: asyncpg.Connection[Any]) -> None:
+    await prepare(psql, CURRENT)
+    stored = f'{{"CurrentVersion":1,"CURRENTVERSION":{CURRENT},"currentVersion":null}}'
+    await psql.execute("UPDATE configurations SET value = $1 WHERE id = 'version'", stored)
+    await run(psql)
+    assert await psql.fetchval("SELECT expire_time FROM domains") == 5
+    assert await psql.fetchval(STORED) == stored
+
+
+async def test_many_rows_in_little_idle_time(psql: asyncpg.Connection[Any]) -> None:
+    """The transaction is never idle for as long as it takes to seal all rows."""
+    count = 30000
+    await psql.execute(STATEMENTS["configurations"]["create"])
+    await raise_epoch(psql, "us")
+    await prepare(psql, VERSIONS[0])
+    await psql.execute("DELETE FROM desired_lrps WHERE process_guid = 'broken'")
+    await psql.execute(MORE_DESIRED_LRPS, count)
+    await psql.execute("SET idle_in_transaction_session_timeout = '250ms'")
+    await migrate(psql, KEYS, "us", silent)
+    rows = await psql.fetch("SELECT routes, metric_tags FROM desired_lrps")
+    assert len(rows) == count + 1
+    assert {(KEYS.open(routes), KEYS.open(tags)) for routes, tags in rows} == {
+        (b'{"r":1}', b'{"a":{"dynamic":"INDEX"},"b":{"static":"x"}}')
+    }
 
 
 async def test_failure_keeps_the_versions_before_it(psql: asyncpg.Connection[Any]) -> None:
@@ -186,12 +232,12 @@ async def test_failure_keeps_the_versions_before_it(psql: asyncpg.Connection[Any
     await psql.execute("ALTER TABLE actual_lrps RENAME TO away")
     logged = []
     with pytest.raises(MigrationFailed) as failure:
-        await migrate(psql, KEYS, lambda level, action, data: logged.append((level, action)))
+        await run(psql, lambda level, action, data: logged.append((level, action)))
     assert str(failure.value) == 'ERROR: relation "actual_lrps" does not exist (SQLSTATE 42P01)'
     assert logged[-1] == ("error", "migration-failed")
-    assert await psql.fetchval("SELECT value FROM configurations") == '{"CurrentVersion":1528928964}'
+    assert await psql.fetchval(STORED) == '{"CurrentVersion":1528928964}'
     await psql.execute("ALTER TABLE away RENAME TO actual_lrps")
-    await migrate(psql, KEYS, silent)
+    await run(psql)
     assert await described(psql) == expected()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from bbs_protos import models_pb2 as models
+from waiting import until_blocked
 
 from bbs_server.core.context import Context
 from bbs_server.core.errors import RESOURCE_EXISTS, RESOURCE_NOT_FOUND, Error, ErrorType, Refused, unknown
@@ -18,7 +19,9 @@ from bbs_server.core.outcome import Outcome
 from bbs_server.core.records import ActualLRP, DesiredLRP, Domain, MetricTag, Task
 from bbs_server.core.state import State
 from bbs_server.dev.postgres import EmbeddedPostgres
+from bbs_server.store.health import Unhealthy
 from bbs_server.store.loading import load
+from bbs_server.store.rows import MAPPINGS
 from bbs_server.store.sealing import Keys
 
 Open = Any
@@ -26,6 +29,8 @@ Open = Any
 Opened = Any
 """What it gives: the writer and what it told its surroundings."""
 KEYS = Keys("key1", {"key1": "passphrase one"})
+
+COMPLETED = {"state": 3, "first_completed_at": 1}
 
 DONE = models.TaskLifecycleResponse()
 
@@ -106,6 +111,15 @@ async def test_write_is_durable_before_it_is_answered(open_store: Open, psql: as
     assert await error_of(opened.writer.write(finish, "t")) == RESOURCE_NOT_FOUND
 
 
+async def test_result_is_null_until_a_task_completes(open_store: Open, psql: asyncpg.Connection[Any]) -> None:
+    opened = await open_store()
+    moments: list[tuple[dict[str, int], str | None]] = [({}, None), ({"state": 2}, None), (COMPLETED, "")]
+    for changes, stored in moments:
+        await opened.writer.write(put, [task(**changes)])
+        assert await psql.fetchval("SELECT result FROM tasks") == stored
+        await assert_same_as_database(opened, psql)
+
+
 async def test_commands_at_the_same_time_share_transactions(open_store: Open, psql: asyncpg.Connection[Any]) -> None:
     opened = await open_store()
     await asyncio.gather(*(opened.writer.write(insert, task(f"t{n}")) for n in range(200)))
@@ -132,18 +146,6 @@ async def test_read_does_not_show_what_is_not_committed(open_store: Open, psql: 
     await write
 
 
-async def until_blocked(psql: asyncpg.Connection[Any], count: int = 1) -> None:
-    """Wait until so many other connections of this database wait for a lock."""
-    async with asyncio.timeout(10):
-        while await psql.fetchval(BLOCKED) < count:
-            await psql.execute("SELECT pg_stat_clear_snapshot()")
-            await asyncio.sleep(0.01)
-
-
-BLOCKED = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()
-"""
 KILL = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -287,7 +289,7 @@ async def test_deposed_writer_writes_nothing(open_store: Open, psql: asyncpg.Con
     assert old.deposed == ["another writer has taken over the database"]
     assert len(old.dispatched) == 1
     assert (await error_of(old.writer.read(listed, "t"))).message
-    assert await psql.fetchval("SELECT result FROM tasks") == ""
+    assert await psql.fetchval("SELECT result FROM tasks") is None
     await new.writer.write(finish, "t")
     assert await psql.fetchval("SELECT result FROM tasks") == "x"
     assert new.deposed == []
@@ -348,6 +350,32 @@ async def test_connection_lost_after_the_commit(open_store: Open, psql: asyncpg.
     assert (await opened.writer.read(listed, "t")).task.task_guid == "t"
     assert await error_of(opened.writer.read(listed, "gone")) == RESOURCE_NOT_FOUND
     assert len(opened.dispatched) == 3
+    await assert_same_as_database(opened, psql)
+
+
+async def test_connection_lost_in_a_batch_whose_row_somebody_else_changes(
+    open_store: Open, psql: asyncpg.Connection[Any], postgres: EmbeddedPostgres
+) -> None:
+    """Another version of the row does not show that it was the batch that made it."""
+    opened = await open_store()
+    await opened.writer.write(insert, task())
+    name = await psql.fetchval("SELECT current_database()")
+    admin = await asyncpg.connect(postgres.url())
+    try:
+        async with psql.transaction():
+            await psql.execute("UPDATE tasks SET domain = 'psql'")
+            doubtful = asyncio.create_task(opened.writer.write(finish, "t"))
+            await until_blocked(psql)
+            # It must not look before the change is there.
+            await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+            await psql.execute(KILL)
+            assert await error_of(doubtful) == unknown("unexpected EOF")
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    finally:
+        await admin.close()
+    await eventually(lambda: opened.writer.read(listed, "t"))
+    assert (await opened.writer.read(listed, "t")).task.domain == "psql"
+    assert len(opened.dispatched) == 1
     await assert_same_as_database(opened, psql)
 
 
@@ -554,10 +582,42 @@ async def test_at_most_five_connections(open_store: Open, psql: asyncpg.Connecti
     await lock.release()
 
 
+async def test_statements_are_counted_with_begins_and_ends_of_transactions(
+    open_store: Open, psql: asyncpg.Connection[Any]
+) -> None:
+    opened = await open_store()
+    statistics, health = opened.database.statistics, opened.database.health_check()
+
+    async def counted(work: Awaitable[Any]) -> tuple[int, int]:
+        """Statements that succeeded and failed meanwhile."""
+        await asyncio.sleep(0)  # the driver tells of them a moment later
+        before = statistics.succeeded, statistics.failed
+        await work
+        await asyncio.sleep(0)
+        assert statistics.total == statistics.succeeded + statistics.failed
+        return statistics.succeeded - before[0], statistics.failed - before[1]
+
+    # Connections that were used already are not set up meanwhile.
+    await opened.writer.write(insert, task())
+    await opened.writer.write(put, [Domain("d", 0)])
+    await opened.writer.adopt_foreign_changes()
+    await health.attempt(5, "5s")
+    assert await counted(opened.writer.write(insert, task("a"))) == (1, 0)
+    both = asyncio.gather(opened.writer.write(insert, task("b")), opened.writer.write(put, [Domain("d", 1)]))
+    assert await counted(both) == (4, 0)
+    assert await counted(opened.writer.adopt_foreign_changes()) == (2 + len(MAPPINGS), 0)
+    assert await counted(health.attempt(5, "5s")) == (2, 0)
+    await psql.execute("ALTER TABLE bbs_health_check RENAME TO elsewhere")
+
+    async def fail() -> None:
+        with pytest.raises(Unhealthy):
+            await health.attempt(5, "5s")
+
+    assert await counted(fail()) == (0, 1)
+
+
 async def test_database_stopped_and_started_again(tmp_path: Path, open_at: Open) -> None:
-    server = EmbeddedPostgres(tmp_path, settings={"fsync": "off"})
-    server.start()
-    try:
+    with EmbeddedPostgres(tmp_path / "pg", settings={"fsync": "off"}) as server:
         opened = await open_at(server.url())
         await opened.writer.write(insert, task())
         server.stop()
@@ -572,8 +632,6 @@ async def test_database_stopped_and_started_again(tmp_path: Path, open_at: Open)
         assert (await opened.writer.read(listed, "t")).task.result == "x"
         assert await opened.writer.adopt_foreign_changes() == 0
         assert opened.database.statistics.open_connections == 2
-    finally:
-        server.stop()
 
 
 async def test_comparing_all_the_time_beside_writes(open_store: Open, psql: asyncpg.Connection[Any]) -> None:

@@ -141,6 +141,20 @@ class Programs:
     def locket(self, **keys: Any) -> Program:
         return self._made("bbs-locket", keys)
 
+    async def started_locket(self, **keys: Any) -> Program:
+        locket = self.locket(**keys)
+        locket.start()
+        await locket.until_logged("locket.started")
+        return locket
+
+    async def serving_behind_locket(self, locket_database: str) -> Program:
+        """A server in service whose Locket has a database that nobody disturbs."""
+        locket = await self.started_locket(database_connection_string=locket_database)
+        server = self.bbs(**self.behind(locket, ttl="15s", retry="5s"))
+        server.start()
+        await server.serving()
+        return server
+
     def behind(self, locket: Program, ttl: str, retry: str) -> dict[str, Any]:
         """The keys of a BBS that takes its lock from this Locket."""
         return {

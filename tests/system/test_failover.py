@@ -16,14 +16,12 @@ TTL = 5
 
 async def test_failover_under_load(tmp_path: Path, certificates: Any, postgres_url: str) -> None:
     with Programs(tmp_path, certificates, postgres_url) as programs:
-        locket = programs.locket()
-        locket.start()
-        await locket.until_logged("locket.started")
+        locket = await programs.started_locket()
         active, standby = (programs.bbs(**programs.behind(locket, f"{TTL}s", "2s")) for _ in range(2))
         active.start()
         await active.serving()
         standby.start()
-        await standby.until_logged(".locket-lock.failed-to-acquire-lock")
+        await standby.until_logged(".store.standby-loaded")
         async with Front(active, standby) as front:
             identity = (certificates.ca, certificates.client_cert, certificates.client_key)
             async with StockClient(Target(f"https://{front.address}", *identity)) as follower:
@@ -35,6 +33,7 @@ async def test_failover_under_load(tmp_path: Path, certificates: Any, postgres_u
                     await load.goes_on(200)
                     active.kill()
                     assert await standby.serving() <= TTL + 1
+                    assert '"message":".store.caught-up"' in standby.output
                     await load.watch()
                     await load.goes_on(200)
                 async with Client(standby) as client:

@@ -188,8 +188,7 @@ CONFLICTS = (
     Row("9-suspect-back-and-both-running", "0 RUNNING@other; 0 RUNNING@home suspect", "0 RUNNING@home",
         "G removed 0 RUNNING@other; I removed 0 RUNNING@other; I changed 0 RUNNING@home suspect -> 0 RUNNING@home"),
     Row("9-orphaned-and-both-running", "0 RUNNING@lost; 0 RUNNING@gone suspect", "",
-        # The calculator of retire sees the suspect take the place.
-        "G created 0 RUNNING@gone suspect; G removed 0 RUNNING@lost; I removed 0 RUNNING@lost;"
+        "G removed 0 RUNNING@lost; I removed 0 RUNNING@lost;"
         " G removed 0 RUNNING@gone suspect; I removed 0 RUNNING@gone suspect", desired=None, fresh=True),
     Row("9-suspect-back-and-index-missing", "0 RUNNING@home suspect", "0 RUNNING@home; 1 UNCLAIMED",
         "I changed 0 RUNNING@home suspect -> 0 RUNNING@home; G created 1 UNCLAIMED; I created 1 UNCLAIMED",
@@ -470,6 +469,19 @@ async def test_updates_that_cannot_be_sent_change_nothing(clean: Any, cell: str)
         await system.cells.vanish("elsewhere")
 
 
+async def test_a_desired_lrp_at_rest_that_a_list_cannot_show_is_deleted(clean: Any) -> None:
+    """Only after the list: until then the row takes part as any other (desired-lrps.md 3.4)."""
+    system, guid = clean, clean.guid("lost")
+    await system.desire(guid)
+    await system.start(guid, 0, "home", metric_tags={"source_id": guid})
+    count = "SELECT count(*) FROM desired_lrps WHERE process_guid = $1"
+    await system.converged(("UPDATE desired_lrps SET run_info = 'garbage' WHERE process_guid = $1", guid), passes=3)
+    assert await system.database.fetchval(count, guid) == 1
+    assert guid not in [lrp.process_guid for lrp in await system.client.desired_lrps()]
+    await system.converged()
+    assert await system.database.fetchval(count, guid) == 0
+
+
 # -- what rows are like afterwards (B2 to B5) --------------------------------------------
 
 
@@ -525,6 +537,21 @@ async def test_b5_what_a_promoted_instance_keeps(clean: Any) -> None:
     assert promoted.since < began - 99 * SECOND
 
 
+async def test_b4b_and_b5_tags_that_are_null_stay_null(clean: Any) -> None:
+    """Convergence leaves such an instance alone (A15), also after it was suspect and whoever reads the row next."""
+    guid, _ = await converged_instances(clean, "0 RUNNING@gone")
+    tags = "SELECT presence, metric_tags FROM actual_lrps WHERE process_guid = $1 ORDER BY 1"
+    (_, of_replacement), (_, of_suspect) = await clean.database.fetch(tags, guid)
+    assert of_replacement is not None, "a new row has tags, if none"
+    assert of_suspect is None
+    await clean.cells.appear("gone")
+    try:
+        await clean.converged()
+        assert [tuple(row) for row in await clean.database.fetch(tags, guid)] == [(0, None)]
+    finally:
+        await clean.cells.vanish("gone")
+
+
 async def test_b1_a_failing_stop_is_tried_five_times_and_announced_all_the_same(clean: Any) -> None:
     system = clean
     guid = await prepare(system, Row("b1-stop-fails", "", "", desired=None, fresh=True))
@@ -542,6 +569,32 @@ async def test_b1_a_failing_stop_is_tried_five_times_and_announced_all_the_same(
         system.rep.status = 202
         system.rep.release()
     assert await system.instances(guid) == ["0 RUNNING@home"]
+
+
+async def test_b1_a_cell_that_does_not_answer_holds_up_no_other_work(clean: Any) -> None:
+    """One instance after the other is stopped there, five times each; that is not waited for by what others need."""
+    system = clean
+    silent = await prepare(system, Row("b1-silent", "", "", desired=None, fresh=True))
+    lost = await prepare(system, Row("b1-lost", "", "", desired=3))
+    system.rep.hold()
+    try:
+        statements = [
+            *replacement(silent, "0 RUNNING@home; 1 CLAIMED@home; 2 UNCLAIMED"),
+            *replacement(lost, "0 RUNNING@gone; 1 CRASHED x1"),
+        ]
+        requested = len(system.auctioneer.received)
+        await system.change(*statements)
+        await system.rep.wait_for(silent, 2)
+        for what in ("0 RUNNING@gone suspect", "1 UNCLAIMED", "2 UNCLAIMED"):
+            assert what in await system.instances(lost)
+        await system.settled()
+        assert "I changed 0 RUNNING@gone -> 0 RUNNING@gone suspect" in system.events.shown(lost)
+        assert "I removed 2 UNCLAIMED" in system.events.shown(silent)
+        assert starts_of(system, lost, requested) == [], "the auction waits for the end"
+    finally:
+        system.rep.release()
+    await system.converged()
+    assert starts_of(system, lost, requested) == [[0, 1, 2]]
 
 
 # -- phase C -----------------------------------------------------------------------------

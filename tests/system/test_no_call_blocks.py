@@ -21,10 +21,10 @@ from bbs_server.dev.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-TIMEOUT = 1.5
+TIMEOUT = 2.5
 """`communication_timeout` in s."""
 
-PROMPT = 1.0
+PROMPT = 2.0
 """What is not held up is answered within this many s, on a busy machine, too."""
 
 Deed = Callable[[Any, str], Awaitable[Any]]

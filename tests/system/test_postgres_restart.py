@@ -25,10 +25,8 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """A database server that may be stopped, and that syncs."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("disturbed"))
-    server.start()
-    yield server
-    server.stop()
+    with EmbeddedPostgres(tmp_path_factory.mktemp("disturbed")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -50,12 +48,7 @@ async def test_restart_under_load(
     certificates: Any,
 ) -> None:
     with Programs(tmp_path, certificates, database) as programs:
-        locket = programs.locket(database_connection_string=postgres_url)
-        locket.start()
-        await locket.until_logged("locket.started")
-        server = programs.bbs(**programs.behind(locket, ttl="15s", retry="5s"))
-        server.start()
-        await server.serving()
+        server = await programs.serving_behind_locket(postgres_url)
         async with Load(server, "p") as load:
             await load.goes_on(200)
             await asyncio.to_thread(disturbed.stop, how)

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import reference
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
 from safety import NO_ANSWER, Client, Load, Program, Programs, desire_task, desired_lrp, rows
@@ -26,9 +27,7 @@ def programs(tmp_path: Path, certificates: Any, postgres_url: str) -> Iterator[P
 
 async def two_servers(programs: Programs) -> tuple[Program, Program]:
     """The active one and its standby, behind one Locket."""
-    locket = programs.locket()
-    locket.start()
-    await locket.until_logged("locket.started")
+    locket = await programs.started_locket()
     old, new = (programs.bbs(**programs.behind(locket, TTL, RETRY)) for _ in range(2))
     old.start()
     await old.serving()
@@ -117,6 +116,33 @@ async def test_a_master_that_stands_still_in_a_transaction(programs: Programs, p
         old.signal(signal.SIGCONT)
         assert await old.ended() == 1
         assert await removing != "acknowledged"
+    assert await rows(postgres_url) == before
+    await psql.close()
+    await watcher.close()
+
+
+async def test_a_master_that_stands_still_in_a_migration(programs: Programs, postgres_url: str) -> None:
+    psql, watcher = await asyncpg.connect(postgres_url), await asyncpg.connect(postgres_url)
+    await reference.make(psql)
+    await psql.execute("UPDATE configurations SET value = $1 WHERE id = 'version'", '{"CurrentVersion":1764949919}')
+    locket = await programs.started_locket()
+    old, new = (programs.bbs(**programs.behind(locket, TTL, RETRY)) for _ in range(2))
+    # The version that is missing changes this table.
+    hold = psql.transaction()
+    await hold.start()
+    await psql.execute("LOCK TABLE desired_lrps")
+    old.start()
+    await until(watcher, "wait_event_type = 'Lock'")
+    old.signal(signal.SIGSTOP)
+    await hold.rollback()
+    await until(watcher, "state = 'idle in transaction'")
+    new.start()
+    await new.serving()
+    async with Client(new) as client:
+        await client.must("/v1/desired_lrp/desire.r2", models.DesireLRPRequest(desired_lrp=desired_lrp("lrp")))
+    before = await rows(postgres_url)
+    old.signal(signal.SIGCONT)
+    assert await old.ended() == 1
     assert await rows(postgres_url) == before
     await psql.close()
     await watcher.close()

@@ -14,10 +14,10 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core.encoding import Answer
 from bbs_server.core.errors import Error, Refused
+from bbs_server.tls.contexts import server_context
 from bbs_server.wire.observer import Silence
-from bbs_server.wire.routes import ROUTES, Route
+from bbs_server.wire.routes import ROUTES, Kind, Route
 from bbs_server.wire.server import Server
-from bbs_server.wire.tls import server_context
 
 TIMEOUT = 10.0
 HANDLES = {route.handle: route for route in ROUTES if route.handle is not None}
@@ -59,8 +59,13 @@ class Cells:
 
     cells: list[models.CellPresence] = field(default_factory=list)
     error: Error | None = None
+    gate: asyncio.Event | None = None
+    asked: bool = False
 
     async def all(self) -> list[models.CellPresence]:
+        self.asked = True
+        if self.gate is not None:
+            await self.gate.wait()
         if self.error is not None:
             raise Refused(self.error)
         return self.cells
@@ -107,9 +112,11 @@ class Notes(Silence):
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
+        self.pings = 0
 
     def serving(self, call: Any) -> None:
-        self.lines.append(("serving", call.route.name, call.target, call.certificate.get("subject") is not None))
+        self.pings += call.route.kind is Kind.PING
+        self.lines.append(("serving", call.route.name, call.target, call.client.certificate.get("subject") is not None))
 
     def done(self, call: Any, duration: int) -> None:
         self.lines.append(("done", call.route.name, duration > 0))
@@ -271,6 +278,12 @@ class Bench:
         client = await Client.connect(self.port, context or self.context)
         self.clients.append(client)
         return client
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the server does unseen by any client."""
+        async with asyncio.timeout(TIMEOUT):
+            while not condition():
+                await asyncio.sleep(0.005)
 
 
 def client_context(certificates: Any, name: str | None = "client") -> ssl.SSLContext:

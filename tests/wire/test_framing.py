@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -43,7 +46,8 @@ def head_of(data: bytes) -> Head:
         (START + b"Expect: 100-continue\r\n\r\n", {"continues": False}),
         (START + b"Expect: miracles\r\n\r\n", {"impossible": True}),
         (START + b"x-vcap-REQUEST-id:  A-1 \r\n\r\n", {"request_id": "A-1"}),
-        (START + b"X-Vcap-Request-Id: \xe9\r\n\r\n", {"request_id": "\ufffd"}),
+        (START + b"X-Vcap-Request-Id: \xe9\xc3\xa9\r\n\r\n", {"request_id": "\udce9é"}),
+        (b"GET /v1/\xe2\x82?\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n", {"target": "/v1/\ufffd\ufffd?é"}),
         (START + b"X: tab\tand \xff\r\n\r\n", {"path": "/v1/ping"}),
     ],
 )
@@ -129,6 +133,36 @@ def test_bodies_do_not_depend_on_how_bytes_arrive(requests: list[tuple[list[byte
     parts = [data[a:b] for a, b in itertools.pairwise(edges)]
     assert collect(parts) == [b"".join(pieces) for pieces, _ in requests]
     assert collect([data[n : n + 1] for n in range(len(data))]) == collect([data])
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        (START + b"\r\n", 200_000),
+        (START + b"Content-Length: 1\r\n\r\nx", 150_000),
+        (b"1\r\nx\r\n", 300_000),
+    ],
+    ids=["heads", "bodies", "chunks"],
+)
+def test_much_that_is_small_is_walked_once(data: bytes, count: int) -> None:
+    """Far from the limit if each byte is touched once, far beyond it if each piece copies what follows."""
+    began = time.process_time()
+    if data.startswith(START):
+        assert len(collect([data * count])) == count
+    else:
+        assert collect([START + b"Transfer-Encoding: chunked\r\n\r\n" + data * count + b"0\r\n\r\n"]) == [b"x" * count]
+    assert time.process_time() - began < 5
+
+
+def test_an_idle_connection_keeps_nothing() -> None:
+    inbox = Inbox()
+    inbox.feed(START + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000)
+    head = inbox.head()
+    assert head is not None
+    body = inbox.body(head)
+    assert inbox.head() is None
+    assert body == b"x" * 100_000
+    assert max(map(sys.getsizeof, gc.get_referents(inbox))) < 1000
 
 
 def test_trailers_are_dropped() -> None:

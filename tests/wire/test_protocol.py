@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from typing import Any
 
 import pytest
@@ -159,6 +160,13 @@ async def test_a_command_gets_the_request_and_its_id(bench: Any) -> None:
     ]
 
 
+async def test_a_request_id_may_hold_any_bytes(bench: Any) -> None:
+    client = await bench.client()
+    client.send(START + b"X-Vcap-Request-Id: \xff\xc3\xa9\xfe\r\nContent-Length: 3\r\n\r\n" + GUID)
+    assert (await client.reply()).body == b""
+    assert bench.peer.received[0][2].encode(errors="surrogateescape") == b"\xff\xc3\xa9\xfe"
+
+
 @pytest.mark.parametrize("error", [RESOURCE_NOT_FOUND, unknown("ERROR: é \ud800"), Error(29, "Unrecoverable Error: x")])
 async def test_an_error_of_the_operation(bench: Any, error: Error) -> None:
     client = await bench.client()
@@ -172,6 +180,13 @@ async def test_type_0_is_written_with_its_message_only(bench: Any) -> None:
     client = await bench.client()
     bench.peer.answers["CancelTask"] = unknown("x")
     assert (await client.call("/v1/tasks/cancel", GUID)).body == b"\x0a\x03\x12\x01x"
+
+
+async def test_an_error_repeats_bytes_that_are_not_text(bench: Any) -> None:
+    """As the reference does, which copies strings as they are (wire.md E10)."""
+    client = await bench.client()
+    bench.peer.answers["CancelTask"] = unknown("not c\udcff")
+    assert (await client.call("/v1/tasks/cancel", GUID)).body == b"\x0a\x08\x12\x06not c\xff"
 
 
 async def test_a_defect_is_an_error_not_an_end(bench: Any) -> None:
@@ -218,13 +233,7 @@ async def test_a_bulk_answer_to_somebody_who_leaves_is_given_up(bench: Any) -> N
     client.close()
     other = await bench.client()
     assert (await other.call("/v1/ping")).status == 200
-    await until(lambda: len(bench.server.connections) == 1)
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
+    await bench.until(lambda: len(bench.server.connections) == 1)
 
 
 # -- bodies ------------------------------------------------------------------------------
@@ -300,6 +309,30 @@ async def test_the_client_is_told_to_continue_only_if_the_body_is_wanted(bench: 
     assert (reply.status, reply.headers["Connection"], reply.body) == (200, "close", b"\x08\x01")
 
 
+@pytest.mark.parametrize("path", ["/v1/cells/list.r1", "/v1/domains/list"])
+@pytest.mark.parametrize("header", ["Content-Length: 3\r\nExpect: 100-continue", "Content-Length: 10000000"])
+async def test_a_body_nobody_reads_is_not_waited_for_while_the_request_runs(bench: Any, path: str, header: str) -> None:
+    client = await bench.client()
+    client.send(f"POST {path} HTTP/1.1\r\nHost: bbs\r\n{header}\r\n\r\n".encode())
+    reply = await client.reply()
+    assert (reply.status, reply.headers["Connection"]) == (200, "close")
+    client.request("/v1/ping")
+    assert await client.ended()
+
+
+async def test_what_nobody_reads_is_dropped_up_to_the_end(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left in the socket, it would hide the client's end and destroy the answer on its way."""
+    monkeypatch.setattr("bbs_server.wire.channel._LINGER", 600)
+    client = await bench.client()
+    bench.cells.gate = asyncio.Event()
+    client.request("/v1/cells/list.r1", b"x" * (4 << 20))
+    await bench.until(lambda: bench.cells.asked)
+    bench.cells.gate.set()
+    assert (await client.reply()).status == 200
+    client.close()
+    await bench.until(lambda: not bench.server.connections)
+
+
 async def test_other_expectations_fail(bench: Any) -> None:
     client = await bench.client()
     client.request("/v1/ping", b"", "Expect: the-inquisition")
@@ -366,6 +399,58 @@ async def test_what_is_sent_ahead_is_not_read_without_bound(bench: Any) -> None:
         assert (await client.reply()).body == b"\x08\x01"
 
 
+async def unread(bench: Any, count: int) -> Any:
+    """A client that has sent pings and reads no answer, once no more of them are answered."""
+    client, other = await bench.client(), await bench.client()
+    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    client.send(b"POST /v1/ping HTTP/1.1\r\nHost: b\r\n\r\n" * count)
+    before = -1
+    while before != (now := bench.notes.pings):
+        before = now
+        for _ in range(50):
+            await other.call("/v1/ping")
+        bench.notes.pings -= 50
+    return client
+
+
+async def test_no_more_is_answered_than_the_client_reads(bench: Any) -> None:
+    count = 150_000
+    client = await unread(bench, count)
+    assert bench.notes.pings < count
+    for _ in range(count):
+        assert (await client.reply()).body == b"\x08\x01"
+    assert bench.notes.pings == count
+    assert (await client.call("/v1/ping")).status == 200
+
+
+async def test_who_leaves_without_reading_leaves_nothing(bench: Any) -> None:
+    client = await unread(bench, 150_000)
+    client.close()
+    await bench.until(lambda: len(bench.server.connections) == 1)
+
+
+async def test_who_does_not_read_does_not_hold_up_the_end(bench: Any) -> None:
+    await unread(bench, 150_000)
+    await asyncio.wait_for(bench.server.stop(0.1), 5)
+    await bench.until(lambda: not bench.server.connections)
+
+
+async def test_a_last_answer_may_be_read_at_leisure(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the server still holds a part of it when it closes the connection."""
+    monkeypatch.setattr("bbs_server.wire.channel._LINGER", 0)
+    bench.server._listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    bench.peer.answers["Tasks"] = Elements([b"x" * 1024] * 200)
+    client, other = await bench.client(), await bench.client()
+    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    client.writer.transport.pause_reading()
+    client.request("/v1/tasks/list.r3", b"", "Connection: close")
+    await bench.until(lambda: ("done", "Tasks", True) in bench.notes.lines)
+    assert (await other.call("/v1/ping")).status == 200
+    client.writer.transport.resume_reading()
+    assert len((await client.reply()).body) == 200 << 10
+    assert await client.ended()
+
+
 @pytest.mark.parametrize(
     ("version", "header", "keeps", "says"),
     [
@@ -401,7 +486,7 @@ async def test_requests_in_flight_finish_and_the_rest_is_closed(bench: Any) -> N
     busy.request("/v1/tasks/cancel", GUID)
     uploading.send(START + b"Content-Length: 100\r\n\r\nabc")
     await asyncio.wait_for(bench.peer.arrived.wait(), 10)
-    await until(lambda: sum(c.uploading for c in bench.server.connections) == 1)
+    await bench.until(lambda: sum(c.uploading for c in bench.server.connections) == 1)
     stopping = asyncio.create_task(bench.server.stop(30))
     assert await idle.ended()
     with pytest.raises(OSError, match=r".*"):
@@ -421,7 +506,7 @@ async def test_the_drain_is_limited(bench: Any) -> None:
     await asyncio.wait_for(bench.peer.arrived.wait(), 10)
     await asyncio.wait_for(bench.server.stop(0.1), 5)
     assert bench.peer.received[0][0] == "CancelTask"
-    await until(lambda: not bench.server.connections)
+    await bench.until(lambda: not bench.server.connections)
 
 
 def test_error_numbers_are_those_of_the_wire() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from bbs_protos import models_pb2 as models
 
 from bbs_server.core.encoding import encode
 from bbs_server.core.outcome import Hub
+from bbs_server.wire.protocol import Connection
 from bbs_server.wire.routes import ROUTES, Kind, Route
 
+PING, LIST = (next(route for route in ROUTES if route.name == name) for name in ("Ping", "Tasks"))
 STREAMS = [route for route in ROUTES if route.kind is Kind.STREAM]
 FILTERED = [route for route in STREAMS if route.request is not None]
 CHUNK = b"21;\r\nid: 0\nevent: task_created\ndata: AA==\n\n\r\n"
@@ -124,10 +128,94 @@ async def test_a_half_closed_client_loses_its_stream(bench: Any, route: Route) -
     assert subscription.closed.is_set()
 
 
+def head_of(route: Route, length: int = 0) -> bytes:
+    return f"{route.method} {route.path} HTTP/1.1\r\nHost: b\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+@streams
+@pytest.mark.parametrize("before", [b"", head_of(PING), head_of(LIST)], ids=["alone", "after a ping", "after a list"])
+async def test_a_client_whose_end_comes_with_its_request(bench: Any, route: Route, before: bytes) -> None:
+    client = await bench.client()
+    client.tls.write(before + head_of(route))
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    client.flush()
+    assert (await client.rest()).endswith(b"\r\n\r\n0\r\n\r\n")
+    ((_, subscription),) = bench.hubs.subscriptions
+    assert subscription.closed.is_set()
+    assert bench.notes.lines[-1][0] == "done"
+
+
 async def test_a_client_that_is_gone_ends_its_subscription(bench: Any) -> None:
     client, (_, subscription) = await subscribe(bench, STREAMS[0])
     client.close()
     await asyncio.wait_for(subscription.closed.wait(), 10)
+
+
+async def test_a_client_that_ends_behind_a_stream_sent_ahead(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end has come already when the stream begins."""
+    noticed = asyncio.Event()
+    ended = Connection.ended
+
+    def notice(connection: Connection) -> None:
+        ended(connection)
+        noticed.set()
+
+    monkeypatch.setattr(Connection, "ended", notice)
+    client = await bench.client()
+    bench.peer.gate = asyncio.Event()
+    client.request("/v1/tasks/cancel", b"\x0a\x01t")
+    await asyncio.wait_for(bench.peer.arrived.wait(), 10)
+    client.send(head_of(STREAMS[0]))
+    client.half_close()
+    await asyncio.wait_for(noticed.wait(), 10)
+    bench.peer.gate.set()
+    assert (await client.reply()).status == 200
+    assert (await client.head()).status == 200
+    assert await client.rest() == b"0\r\n\r\n"
+    assert bench.hubs.subscriptions[0][1].closed.is_set()
+
+
+async def test_a_client_that_ends_within_a_body_its_stream_does_not_read(bench: Any) -> None:
+    client = await bench.client()
+    client.send(head_of(STREAMS[4], 5))
+    client.half_close()
+    assert (await client.head()).status == 200
+    assert await client.rest() == b"0\r\n\r\n"
+    assert bench.hubs.subscriptions[0][1].closed.is_set()
+
+
+async def test_a_connection_lost_before_the_first_step_of_its_stream(bench: Any) -> None:
+    client = await bench.client()
+    subscribe = bench.hubs.subscribe
+
+    def lose(*wanted: Any) -> Any:
+        next(iter(bench.server.connections)).abort()
+        return subscribe(*wanted)
+
+    bench.hubs.subscribe = lose
+    client.send(head_of(STREAMS[0]))
+    await bench.until(lambda: not bench.server.connections)
+    await asyncio.wait_for(bench.hubs.subscriptions[0][1].closed.wait(), 10)
+    assert [line[0] for line in bench.notes.lines] == ["serving", "counted", "done"]
+
+
+async def test_a_server_that_stops_right_behind_a_request_for_a_stream(bench: Any) -> None:
+    client = await bench.client()
+    subscribe = bench.hubs.subscribe
+    stopping: list[asyncio.Task[None]] = []
+
+    def stop(*wanted: Any) -> Any:
+        stopping.append(asyncio.ensure_future(bench.server.stop(30)))
+        return subscribe(*wanted)
+
+    bench.hubs.subscribe = stop
+    client.send(head_of(STREAMS[0]))
+    assert (await client.head()).status == 200
+    assert await client.rest() == b"0\r\n\r\n"
+    await asyncio.wait_for(stopping[0], 10)
+    assert bench.hubs.subscriptions[0][1].closed.is_set()
+    assert [line[0] for line in bench.notes.lines] == ["serving", "counted", "done"]
 
 
 async def test_what_a_subscriber_sends_is_no_request(bench: Any) -> None:

@@ -6,8 +6,10 @@ or are done here, because they seal columns.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable
+import re
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -16,9 +18,11 @@ from bbs_protos import models_pb2 as models
 from google.protobuf.message import DecodeError
 
 from bbs_server.core.desired_lrp_forms import sent_metric_tags
+from bbs_server.core.go_json import EXACT, NotJSON, Number, Object, parse
 from bbs_server.core.json_columns import dump_metric_tags
 from bbs_server.core.log import Log
-from bbs_server.store.errors import DATABASE_FAILURES, MigrationFailed, driver_text
+from bbs_server.store.epoch import fenced
+from bbs_server.store.errors import DATABASE_FAILURES, Deposed, MigrationFailed, driver_text
 from bbs_server.store.sealing import Keys, Undecodable
 from bbs_server.store.sql import STATEMENTS
 
@@ -55,36 +59,63 @@ _ANY_ROW = {
     "desired_lrps": "SELECT EXISTS (SELECT 1 FROM desired_lrps)",
     "actual_lrps": "SELECT EXISTS (SELECT 1 FROM actual_lrps)",
 }
+_ROWS_AT_ONCE = 200
+"""Rows changed here before other tasks get a turn. Also, a transaction may not be idle for long in between: its session
+would be taken for that of a master that stands still.
+"""
 _ROUTES = "SELECT process_guid, routes FROM desired_lrps"
 _SEAL_ROUTES = "UPDATE desired_lrps SET routes = $2 WHERE process_guid = $1"
 _RUN_INFOS = "SELECT process_guid, run_info FROM desired_lrps"
 _SET_METRIC_TAGS = "UPDATE desired_lrps SET metric_tags = $2 WHERE process_guid = $1"
 
 
-async def migrate(connection: asyncpg.Connection[Any], keys: Keys, log: Log) -> None:
-    """Bring the schema to `CURRENT`, one transaction per version.
+async def migrate(connection: asyncpg.Connection[Any], keys: Keys, owner: str, log: Log) -> None:
+    """Bring the schema to `CURRENT`, one transaction per version, each fenced by the epoch of `owner`.
 
     Raises MigrationFailed with the driver's text, for a newer schema, or for a database that holds rows but does not
-    say their version (spec/README.md, deviation 6: the reference would drop them).
+    say their version, or says one before the first (spec/README.md, deviation 6: the reference would drop them). Raises
+    Deposed.
     """
     try:
         stored = await _stored_version(connection)
         if stored is not None and stored > CURRENT:
             raise MigrationFailed(f"Existing DB version ({stored}) exceeds bbs version ({CURRENT})")
-        if not stored:
+        if stored is None or stored < VERSIONS[0]:
             await _refuse_to_drop_rows(connection)
         if stored is None:
-            await store_version(connection, 0)
-        pending = [version for version in VERSIONS if version > (stored or 0)]
-        for version in pending:
+            async with _step(connection, owner, None):
+                await store_version(connection, 0)
+        reached = stored or 0
+        for version in VERSIONS[bisect_right(VERSIONS, reached) :]:
             log("info", "running-migration", {"CurrentVersion": stored or 0, "NextVersion": version})
-            async with connection.transaction():
+            async with _step(connection, owner, reached):
                 await apply(connection, version, keys, log)
                 await store_version(connection, version)
+            reached = version
     except DATABASE_FAILURES as problem:
         log("error", "migration-failed", {"error": driver_text(problem)})
         raise MigrationFailed(driver_text(problem)) from problem
     log("info", "finished-migrations", {})
+
+
+@asynccontextmanager
+async def _step(connection: asyncpg.Connection[Any], owner: str, reached: int | None) -> AsyncIterator[None]:
+    """A transaction that goes on from the version reached. Raises Deposed if that is not the stored one any more.
+
+    A Go BBS may have migrated while we stood still: it raises no epoch.
+    """
+    async with fenced(connection, owner):
+        if await _stored_version(connection) != reached:
+            raise Deposed
+        yield
+
+
+async def is_current(connection: asyncpg.Connection[Any]) -> bool:
+    """Whether the schema is the one that this program works with."""
+    try:
+        return await _stored_version(connection) == CURRENT
+    except MigrationFailed:
+        return False
 
 
 async def _stored_version(connection: asyncpg.Connection[Any]) -> int | None:
@@ -97,14 +128,25 @@ async def _stored_version(connection: asyncpg.Connection[Any]) -> int | None:
             'sql: Scan error on column index 0, name "value": converting NULL to string is unsupported'
         )
     try:
-        value = json.loads(row[0])
-        if not isinstance(value, dict):
-            raise ValueError
-        version = next((number for key, number in value.items() if key.lower() == "currentversion"), 0) or 0
-        if type(version) is not int:
-            raise ValueError
-    except ValueError:
+        return _version_in(row[0])
+    except NotJSON:
         raise MigrationFailed("could not deserialize record") from None
+
+
+def _version_in(value: str) -> int:
+    """The number in a version row; of several the last one counts. Raises NotJSON."""
+    members = parse(value, EXACT)
+    version = 0
+    if members is None:
+        return version
+    if not isinstance(members, Object):
+        raise NotJSON
+    for name, number in members:
+        if name.lower() != "currentversion" or number is None:
+            continue
+        if not isinstance(number, Number) or not re.fullmatch("-?[0-9]{1,19}", number.text):
+            raise NotJSON
+        version = int(number.text)
     return version
 
 
@@ -123,7 +165,7 @@ async def _refuse_to_drop_rows(connection: asyncpg.Connection[Any]) -> None:
 
 
 async def apply(connection: asyncpg.Connection[Any], version: int, keys: Keys, log: Log) -> None:
-    """One version's changes, without recording it."""
+    """One version's changes, without recording it. To be called in a transaction."""
     file = files(__package__) / f"{version}.sql"
     if file.is_file():
         await connection.execute(file.read_text())
@@ -133,21 +175,24 @@ async def apply(connection: asyncpg.Connection[Any], version: int, keys: Keys, l
 
 async def _seal_routes(connection: asyncpg.Connection[Any], keys: Keys, log: Log) -> None:
     """1474993971. Quirk: takes every value for plain JSON without looking."""
-    rows = await connection.fetch(_ROUTES)
-    await connection.executemany(_SEAL_ROUTES, [(guid, keys.seal(routes.encode())) for guid, routes in rows])
+    cursor = await connection.cursor(_ROUTES)
+    while rows := await cursor.fetch(_ROWS_AT_ONCE):
+        await connection.executemany(_SEAL_ROUTES, [(guid, keys.seal(routes.encode())) for guid, routes in rows])
 
 
 async def _copy_metric_tags(connection: asyncpg.Connection[Any], keys: Keys, log: Log) -> None:
     """1722634733. A row whose run info cannot be read keeps NULL."""
-    values = []
-    for guid, run_info in await connection.fetch(_RUN_INFOS):
-        try:
-            tags = sent_metric_tags(models.DesiredLRPRunInfo.FromString(keys.open_model(run_info)))
-        except (Undecodable, DecodeError) as problem:
-            log("error", "failed-to-read-run-info", {"process_guid": guid, "error": str(problem)})
-            continue
-        values.append((guid, keys.seal(dump_metric_tags(tags))))
-    await connection.executemany(_SET_METRIC_TAGS, values)
+    cursor = await connection.cursor(_RUN_INFOS)
+    while rows := await cursor.fetch(_ROWS_AT_ONCE):
+        values = []
+        for guid, run_info in rows:
+            try:
+                tags = sent_metric_tags(models.DesiredLRPRunInfo.FromString(keys.open_model(run_info)))
+            except (Undecodable, DecodeError) as problem:
+                log("error", "failed-to-read-run-info", {"process_guid": guid, "error": str(problem)})
+                continue
+            values.append((guid, keys.seal(dump_metric_tags(tags))))
+        await connection.executemany(_SET_METRIC_TAGS, values)
 
 
 _IN_PYTHON: dict[int, Callable[[asyncpg.Connection[Any], Keys, Log], Awaitable[None]]] = {

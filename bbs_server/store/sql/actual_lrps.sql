@@ -21,6 +21,7 @@ SELECT process_guid, instance_index, presence, xmin FROM actual_lrps
 -- name: batch
 -- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
 -- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
+-- `placed` is not materialized, so that the operation is looked at before the row is looked up.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -41,10 +42,17 @@ WITH fence AS MATERIALIZED (
     availability_zone
   )
   SELECT process_guid, instance_index, presence, domain, state, instance_guid, cell_id, placement_error, since,
-    net_info, modification_tag_epoch, modification_tag_index, crash_count, crash_reason, internal_routes, metric_tags,
-    routable, availability_zone
+    net_info, modification_tag_epoch, modification_tag_index, crash_count, crash_reason, internal_routes,
+    NULLIF(metric_tags, ''), routable, availability_zone
   FROM batch WHERE operation = 'insert'
   RETURNING 1
+), placed AS NOT MATERIALIZED (
+  SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+    SELECT k.ctid AS place FROM actual_lrps k
+    WHERE k.process_guid = b.process_guid AND k.instance_index = b.instance_index AND k.presence = b.presence
+      AND k.xmin = b.version
+    OFFSET 0
+  ) k
 ), updated AS (
   UPDATE actual_lrps t SET
     domain = r.domain, state = r.state, instance_guid = r.instance_guid, cell_id = r.cell_id,
@@ -52,26 +60,12 @@ WITH fence AS MATERIALIZED (
     modification_tag_epoch = r.modification_tag_epoch, modification_tag_index = r.modification_tag_index,
     crash_count = r.crash_count, crash_reason = r.crash_reason,
     internal_routes = COALESCE(r.internal_routes, t.internal_routes),
-    metric_tags = COALESCE(r.metric_tags, t.metric_tags),
+    metric_tags = CASE r.metric_tags WHEN '' THEN NULL ELSE COALESCE(r.metric_tags, t.metric_tags) END,
     routable = r.routable, availability_zone = r.availability_zone
-  FROM (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM actual_lrps k
-      WHERE k.process_guid = b.process_guid AND k.instance_index = b.instance_index AND k.presence = b.presence
-        AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'update'
-  ) r WHERE t.ctid = r.place
+  FROM placed r WHERE r.operation = 'update' AND t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM actual_lrps t USING (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM actual_lrps k
-      WHERE k.process_guid = b.process_guid AND k.instance_index = b.instance_index AND k.presence = b.presence
-        AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'delete'
-  ) r WHERE t.ctid = r.place
+  DELETE FROM actual_lrps t USING placed r WHERE r.operation = 'delete' AND t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,
@@ -85,6 +79,13 @@ SELECT net_info, internal_routes, metric_tags, xmin
 FROM actual_lrps WHERE process_guid = $1 AND instance_index = $2 AND presence = $3
 
 -- name: reseal
-UPDATE actual_lrps SET net_info = $5, internal_routes = $6, metric_tags = $7
-WHERE process_guid = $1 AND instance_index = $2 AND presence = $3 AND xmin = $4
-RETURNING xmin
+WITH fence AS MATERIALIZED (
+  SELECT id FROM configurations
+  WHERE id = 'bbs_server_writer_epoch' AND split_part(value, ' ', 2) = $1::text
+  FOR SHARE
+), resealed AS (
+  UPDATE actual_lrps t SET net_info = $6, internal_routes = $7, metric_tags = $8
+  FROM fence WHERE t.process_guid = $2 AND t.instance_index = $3 AND t.presence = $4 AND t.xmin = $5
+  RETURNING t.xmin
+)
+SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT xmin FROM resealed) AS version

@@ -19,6 +19,7 @@ SELECT process_guid, xmin FROM desired_lrps
 -- name: batch
 -- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
 -- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
+-- `placed` is not materialized, so that the operation is looked at before the row is looked up.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -40,6 +41,12 @@ WITH fence AS MATERIALIZED (
     modification_tag_epoch, modification_tag_index, run_info, placement_tags, max_pids, metric_tags, update_strategy
   FROM batch WHERE operation = 'insert'
   RETURNING 1
+), placed AS NOT MATERIALIZED (
+  SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+    SELECT k.ctid AS place FROM desired_lrps k
+    WHERE k.process_guid = b.process_guid AND k.xmin = b.version
+    OFFSET 0
+  ) k
 ), updated AS (
   UPDATE desired_lrps t SET
     domain = r.domain, log_guid = r.log_guid, annotation = r.annotation, instances = r.instances,
@@ -48,22 +55,10 @@ WITH fence AS MATERIALIZED (
     modification_tag_epoch = r.modification_tag_epoch, modification_tag_index = r.modification_tag_index,
     run_info = COALESCE(r.run_info, t.run_info), placement_tags = COALESCE(r.placement_tags, t.placement_tags),
     max_pids = r.max_pids, metric_tags = COALESCE(r.metric_tags, t.metric_tags), update_strategy = r.update_strategy
-  FROM (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM desired_lrps k
-      WHERE k.process_guid = b.process_guid AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'update'
-  ) r WHERE t.ctid = r.place
+  FROM placed r WHERE r.operation = 'update' AND t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM desired_lrps t USING (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM desired_lrps k
-      WHERE k.process_guid = b.process_guid AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'delete'
-  ) r WHERE t.ctid = r.place
+  DELETE FROM desired_lrps t USING placed r WHERE r.operation = 'delete' AND t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,
@@ -76,6 +71,13 @@ SELECT fenced, txid_current(), 1 / CASE WHEN fenced = 0 OR hit = $2::bigint THEN
 SELECT run_info, volume_placement, routes, metric_tags, xmin FROM desired_lrps WHERE process_guid = $1
 
 -- name: reseal
-UPDATE desired_lrps SET run_info = $3, volume_placement = $4, routes = $5, metric_tags = $6
-WHERE process_guid = $1 AND xmin = $2
-RETURNING xmin
+WITH fence AS MATERIALIZED (
+  SELECT id FROM configurations
+  WHERE id = 'bbs_server_writer_epoch' AND split_part(value, ' ', 2) = $1::text
+  FOR SHARE
+), resealed AS (
+  UPDATE desired_lrps t SET run_info = $4, volume_placement = $5, routes = $6, metric_tags = $7
+  FROM fence WHERE t.process_guid = $2 AND t.xmin = $3
+  RETURNING t.xmin
+)
+SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT xmin FROM resealed) AS version

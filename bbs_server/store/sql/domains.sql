@@ -15,6 +15,7 @@ SELECT domain, xmin FROM domains
 -- name: batch
 -- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
 -- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
+-- `placed` is not materialized, so that the operation is looked at before the row is looked up.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -25,24 +26,18 @@ WITH fence AS MATERIALIZED (
   INSERT INTO domains (domain, expire_time)
   SELECT domain, expire_time FROM batch WHERE operation = 'insert'
   RETURNING 1
+), placed AS NOT MATERIALIZED (
+  SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+    SELECT k.ctid AS place FROM domains k
+    WHERE k.domain = b.domain AND k.xmin = b.version
+    OFFSET 0
+  ) k
 ), updated AS (
   UPDATE domains t SET expire_time = r.expire_time
-  FROM (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM domains k
-      WHERE k.domain = b.domain AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'update'
-  ) r WHERE t.ctid = r.place
+  FROM placed r WHERE r.operation = 'update' AND t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM domains t USING (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM domains k
-      WHERE k.domain = b.domain AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'delete'
-  ) r WHERE t.ctid = r.place
+  DELETE FROM domains t USING placed r WHERE r.operation = 'delete' AND t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,

@@ -18,6 +18,7 @@ SELECT guid, xmin FROM tasks
 -- name: batch
 -- Rows are looked up by key first and then met by their place: the planner believes that a table is empty when it was
 -- at its last analysis, and would otherwise read all of it for every batch. OFFSET 0 keeps it from undoing this.
+-- `placed` is not materialized, so that the operation is looked at before the row is looked up.
 WITH fence AS MATERIALIZED (
   SELECT id FROM configurations WHERE id = 'bbs_server_writer_epoch' AND value = $1 FOR SHARE
 ), batch AS MATERIALIZED (
@@ -38,6 +39,12 @@ WITH fence AS MATERIALIZED (
     task_definition, rejection_count, rejection_reason
   FROM batch WHERE operation = 'insert'
   RETURNING 1
+), placed AS NOT MATERIALIZED (
+  SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
+    SELECT k.ctid AS place FROM tasks k
+    WHERE k.guid = b.guid AND k.xmin = b.version
+    OFFSET 0
+  ) k
 ), updated AS (
   UPDATE tasks t SET
     domain = r.domain, updated_at = r.updated_at, created_at = r.created_at,
@@ -45,22 +52,10 @@ WITH fence AS MATERIALIZED (
     failed = r.failed, failure_reason = r.failure_reason,
     task_definition = COALESCE(r.task_definition, t.task_definition),
     rejection_count = r.rejection_count, rejection_reason = r.rejection_reason
-  FROM (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM tasks k
-      WHERE k.guid = b.guid AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'update'
-  ) r WHERE t.ctid = r.place
+  FROM placed r WHERE r.operation = 'update' AND t.ctid = r.place
   RETURNING 1
 ), deleted AS (
-  DELETE FROM tasks t USING (
-    SELECT b.*, k.place FROM batch b CROSS JOIN LATERAL (
-      SELECT k.ctid AS place FROM tasks k
-      WHERE k.guid = b.guid AND k.xmin = b.version
-      OFFSET 0
-    ) k WHERE b.operation = 'delete'
-  ) r WHERE t.ctid = r.place
+  DELETE FROM tasks t USING placed r WHERE r.operation = 'delete' AND t.ctid = r.place
   RETURNING 1
 ), result AS (
   SELECT (SELECT count(*) FROM fence) AS fenced,
@@ -73,4 +68,12 @@ SELECT fenced, txid_current(), 1 / CASE WHEN fenced = 0 OR hit = $2::bigint THEN
 SELECT task_definition, xmin FROM tasks WHERE guid = $1
 
 -- name: reseal
-UPDATE tasks SET task_definition = $3 WHERE guid = $1 AND xmin = $2 RETURNING xmin
+WITH fence AS MATERIALIZED (
+  SELECT id FROM configurations
+  WHERE id = 'bbs_server_writer_epoch' AND split_part(value, ' ', 2) = $1::text
+  FOR SHARE
+), resealed AS (
+  UPDATE tasks t SET task_definition = $4 FROM fence WHERE t.guid = $2 AND t.xmin = $3
+  RETURNING t.xmin
+)
+SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT xmin FROM resealed) AS version

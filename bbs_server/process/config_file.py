@@ -215,9 +215,12 @@ def _text_map(value: Any, path: str) -> dict[str, str]:
 def _time_format(value: Any, path: str) -> str:
     written = value.text if isinstance(value, Number) else value
     names = {"unix-epoch": "unix-epoch", "0": "unix-epoch", "rfc3339": "rfc3339", "1": "rfc3339"}
-    if not isinstance(written, str) or written not in names:
-        shown = written if isinstance(written, str) else json.dumps(written)
-        raise BadConfig(f'invalid TimeFormat: "{shown}"')
+    if isinstance(written, bool):
+        written = json.dumps(written)
+    if not isinstance(written, str):
+        written = _sort(written)
+    if written not in names:
+        raise BadConfig(f'invalid TimeFormat: "{written}"')
     return names[written]
 
 

@@ -1,4 +1,4 @@
-"""Request messages out of bodies, as strict and as tolerant as the reference (wire.md 4 and 6)."""
+"""Messages out of request bodies and sealed columns, as strict and as tolerant as the reference (wire.md 4 and 6)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Undecodable(Exception):
-    """The body is not a message that the route can take; the answer is InvalidRequest."""
+    """The bytes are no message of that kind. A request body of this kind is answered InvalidRequest."""
 
 
 ALWAYS_WRITTEN: dict[type[Message], tuple[str, ...]] = {
@@ -32,7 +32,7 @@ _ALWAYS_WRITTEN = {kind.DESCRIPTOR.full_name: names for kind, names in ALWAYS_WR
 
 
 def decode(kind: type[M], body: bytes) -> M:
-    """The message in a request body. Raises Undecodable."""
+    """The message in these bytes, without its unknown fields. Raises Undecodable."""
     message = kind()
     try:
         message.MergeFromString(body)

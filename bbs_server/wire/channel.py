@@ -1,4 +1,4 @@
-"""Mutual TLS (server.md 8): the server's context, and a TLS channel over a plain transport.
+"""A TLS channel over a plain transport (server.md 8).
 
 The channel drives `ssl.SSLObject` itself instead of leaving TLS to the event loop. That gives what the
 loop cannot: the plain-text answer to plain HTTP, a line for each failed handshake, answers to clients
@@ -8,16 +8,10 @@ that have closed their sending side. It also costs half as much CPU per request.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import re
 import socket
 import ssl
-from pathlib import Path
 from typing import Any, Protocol, cast
 
-from cryptography import x509
-
-_TLS12_SUITES = "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256"
 _KEEP_ALIVE = 180
 _HANDSHAKE_LIMIT = 60.0
 _LINGER = 0.5
@@ -26,68 +20,11 @@ _WRITE_BUFFER = 256 << 10
 _PLAIN_HTTP = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO")
 _PLAIN_ANSWER = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 _HANDSHAKE_RECORD = 0x16
-_PEM_BLOCKS = re.compile("-----BEGIN (.*?)-----")
 _REASONS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "tls: client didn't provide a certificate",
     "NO_SHARED_CIPHER": "tls: no cipher suite supported by both client and server",
     "UNSUPPORTED_PROTOCOL": "tls: client offered only unsupported versions",
 }
-
-
-class BadCertificates(ValueError):
-    """Certificate, key or authority cannot be used; the text says which and why."""
-
-
-def server_context(certificate: Path | str, key: Path | str, authority: Path | str) -> ssl.SSLContext:
-    """The context of the API listener: TLS 1.2 and 1.3, client certificates of `authority` required.
-
-    Raises BadCertificates: unreadable files, no certificate in a file, a key that does not fit, an
-    expired or not yet valid certificate, anything but certificates in the authority's file.
-    """
-    _check_validity(Path(certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_TLS12_SUITES)
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.verify_mode = ssl.CERT_REQUIRED
-    # Every certificate of the file is an authority of its own, intermediate ones too.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ValueError) as problem:
-        raise BadCertificates(f"failed to load keypair: {problem}") from None
-    try:
-        context.load_verify_locations(authority)
-        _check_authority(Path(authority).read_text(errors="replace"))
-    except (OSError, ValueError) as problem:
-        raise BadCertificates(f"failed to load CA file {authority}: {problem}") from None
-    return context
-
-
-def _check_authority(pem: str) -> None:
-    """Refuse other PEM blocks than certificates, which the TLS library would skip."""
-    for kind in _PEM_BLOCKS.findall(pem):
-        if kind != "CERTIFICATE":
-            raise ValueError(f"a PEM block is not a certificate but {kind}")
-
-
-def _check_validity(path: Path) -> None:
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as problem:
-        raise BadCertificates(f"failed to load keypair: {problem}") from None
-    now = datetime.datetime.now(datetime.UTC)
-    start, end, current = (
-        f"{time:%Y-%m-%d %H:%M:%S} +0000 UTC"
-        for time in (certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
-    )
-    shown = f"current time is {current}"
-    if now > certificate.not_valid_after_utc:
-        raise BadCertificates(f"failed to load keypair: certificate has expired: validity ended at {end} but {shown}")
-    if now < certificate.not_valid_before_utc:
-        raise BadCertificates(
-            f"failed to load keypair: certificate is not yet valid: validity starts at {start} but {shown}"
-        )
 
 
 class Application(Protocol):
@@ -121,12 +58,13 @@ class Channel(asyncio.Protocol):
         "_loop",
         "_outgoing",
         "_paused",
+        "_peername",
         "_reading",
         "_session",
         "_shaking",
         "_timer",
         "_transport",
-        "_virgin",
+        "_untouched",
     )
 
     def __init__(self, application: Application, context: ssl.SSLContext, loop: asyncio.AbstractEventLoop) -> None:
@@ -136,8 +74,9 @@ class Channel(asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._transport: asyncio.Transport | None = None
+        self._peername: tuple[Any, ...] | None = None
         self._shaking = True
-        self._virgin = True
+        self._untouched = True
         self._reading = False
         self._closing = False
         self._ended = False
@@ -149,8 +88,8 @@ class Channel(asyncio.Protocol):
 
     @property
     def peer(self) -> str:
-        """Address of the client, `host:port`."""
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        """Address of the client, `host:port`, also when it has gone."""
+        name = self._peername
         if not name:
             return "?"
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
@@ -176,6 +115,11 @@ class Channel(asyncio.Protocol):
         if not self._reading:
             self._transport.write(self._outgoing.read())
 
+    @property
+    def full(self) -> bool:
+        """Whether much of what was sent still waits for the client to read."""
+        return self._paused or self._outgoing.pending > _WRITE_BUFFER
+
     async def drain(self) -> None:
         """Wait until the socket has taken most of what was sent. Raises ConnectionResetError on a loss."""
         if self._paused and self._transport is not None:
@@ -195,8 +139,8 @@ class Channel(asyncio.Protocol):
     def close(self, *, linger: bool = False) -> None:
         """End the connection after what was sent.
 
-        `linger` waits up to half a second for the client's end, dropping what it still sends: closing a
-        socket with unread bytes would destroy the answer on its way.
+        `linger` waits up to half a second for the client's end once the system has everything that was sent,
+        dropping what the client still sends: closing a socket with unread bytes would destroy the answer on its way.
         """
         if self._closing or self._transport is None:
             return
@@ -209,7 +153,8 @@ class Channel(asyncio.Protocol):
         self._flush()
         if linger and not self._ended:
             self._transport.write_eof()
-            self._arm(_LINGER, self.abort)
+            self._transport.resume_reading()
+            self._arm(_LINGER, self._lingered)
         else:
             self._transport.close()
 
@@ -224,6 +169,7 @@ class Channel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._peername = transport.get_extra_info("peername")
         _keep_alive(transport.get_extra_info("socket"))
         self._arm(_HANDSHAKE_LIMIT, self._handshake_expired)
         self._application.opened(self)
@@ -282,8 +228,8 @@ class Channel(asyncio.Protocol):
 
     def _shake(self, data: bytes) -> bool:
         """Go on with the handshake; True when it is complete."""
-        if self._virgin:
-            self._virgin = False
+        if self._untouched:
+            self._untouched = False
             if self._looks_wrong(data):
                 return False
         try:
@@ -320,6 +266,13 @@ class Channel(asyncio.Protocol):
     def _handshake_expired(self) -> None:
         self._application.refused(self.peer, "timeout")
         self.abort()
+
+    def _lingered(self) -> None:
+        """Go now, unless the client is still reading what was sent."""
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._arm(_LINGER, self._lingered)
+        else:
+            self.abort()
 
     # -- details -------------------------------------------------------------------------
 

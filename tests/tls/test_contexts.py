@@ -1,8 +1,7 @@
-"""Who is let in, and what everybody else gets."""
+"""Which files make a TLS context, and what it offers and accepts."""
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import ssl
 from pathlib import Path
@@ -10,84 +9,9 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
-from bbs_server.wire.tls import BadCertificates, server_context
-
-
-def outsider(certificates: Any, name: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=certificates.ca)
-    if name is not None:
-        context.load_cert_chain(getattr(certificates, f"{name}_cert"), getattr(certificates, f"{name}_key"))
-    return context
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        (None, "tls: client didn't provide a certificate"),
-        ("stranger", "tls: failed to verify certificate: unable to get local issuer certificate"),
-    ],
-)
-async def test_an_outsider_is_refused_with_an_alert(
-    bench: Any, certificates: Any, name: str | None, reason: str
-) -> None:
-    client = await bench.client(outsider(certificates, name))
-    with pytest.raises(ssl.SSLError, match="ALERT"):
-        await client.call("/v1/ping")
-    assert bench.notes.lines == [("handshake", reason)]
-
-
-async def raw(bench: Any, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
-    writer.write(data)
-    answer = await asyncio.wait_for(reader.read(), 10)
-    writer.close()
-    return answer
-
-
-async def test_plain_http_gets_a_plain_answer(bench: Any) -> None:
-    answer = await raw(bench, b"POST /v1/ping HTTP/1.1\r\nHost: bbs\r\n\r\n")
-    assert answer == b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
-    assert bench.notes.lines == [("handshake", "client sent an HTTP request to an HTTPS server")]
-
-
-async def test_noise_gets_nothing(bench: Any) -> None:
-    assert await raw(bench, b"\x00\x01 noise" * 20) == b""
-    assert len(bench.notes.lines) == 1
-
-
-async def test_noise_that_looks_like_tls(bench: Any) -> None:
-    await raw(bench, b"\x16\x03\x01\x00\x10" + b"\xff" * 200)
-    assert [line[0] for line in bench.notes.lines] == ["handshake"]
-    client = await bench.client()
-    assert (await client.call("/v1/ping")).status == 200
-
-
-async def test_damaged_records_end_the_connection(bench: Any) -> None:
-    client = await bench.client()
-    client.request("/v1/ping")
-    await client.reply()
-    client.writer.write(b"\x17\x03\x03\x00\x20" + b"\xff" * 32)
-    with pytest.raises(ssl.SSLError):
-        await client.rest()
-
-
-async def test_a_client_that_leaves_during_the_handshake(bench: Any) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", bench.port)
-    writer.write(b"\x16\x03\x01")
-    writer.close()
-    async with asyncio.timeout(10):
-        while not bench.notes.lines:
-            await asyncio.sleep(0.005)
-    assert bench.notes.lines == [("handshake", "EOF")]
-
-
-async def test_old_versions_are_refused(bench: Any, certificates: Any) -> None:
-    context = outsider(certificates, "client")
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises(ssl.SSLError, match=r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL"):
-        await bench.client(context)
+from bbs_server.tls.contexts import BadCertificates, client_context, server_context
 
 
 @pytest.fixture
@@ -148,13 +72,27 @@ def test_tls_1_3_and_no_application_protocol(rsa: Path) -> None:
     assert handshake(server, client)[0] == "TLSv1.3"
 
 
+def certify(file: Path, days: tuple[int, int]) -> None:
+    """A certificate that is valid between so many days from now."""
+    now = datetime.datetime.now(datetime.UTC)
+    start, end = (now + datetime.timedelta(days=number) for number in days)
+    leaf = trustme.CA().issue_cert("localhost", not_before=start, not_after=end)
+    leaf.cert_chain_pems[0].write_to_path(str(file))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ("missing", "No such file"),
+        ("missing", "failed to load keypair: open .*none: no such file or directory"),
         ("empty", "failed to load keypair"),
+        ("missing key", "failed to load keypair: open .*none: no such file or directory"),
+        ("encrypted key", "failed to load keypair: the key is encrypted"),
         ("mismatch", "failed to load keypair: "),
         ("expired", "certificate has expired: validity ended at [0-9: -]+ [+]0000 UTC but current time is "),
+        (
+            "not yet valid",
+            "certificate is not yet valid: validity starts at [0-9: -]+ [+]0000 UTC but current ",
+        ),
         ("no authority", "failed to load CA file"),
         ("a key among the authorities", "a PEM block is not a certificate but "),
         ("an authority with a header", "failed to load CA file"),
@@ -166,12 +104,18 @@ def test_certificates_that_cannot_be_used(rsa: Path, certificates: Any, change: 
         certificate = rsa / "none"
     elif change == "empty":
         certificate.write_text("")
+    elif change == "missing key":
+        key = rsa / "none"
+    elif change == "encrypted key":
+        loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+        pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        key.write_bytes(loaded.private_bytes(*pem, serialization.BestAvailableEncryption(b"secret")))
     elif change == "mismatch":
         key = certificates.client_key
     elif change == "expired":
-        past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-        leaf = trustme.CA().issue_cert("localhost", not_before=past - datetime.timedelta(days=1), not_after=past)
-        leaf.cert_chain_pems[0].write_to_path(str(certificate))
+        certify(certificate, days=(-2, -1))
+    elif change == "not yet valid":
+        certify(certificate, days=(1, 2))
     elif change == "a key among the authorities":
         authority.write_text(authority.read_text() + key.read_text())
     elif change == "an authority with a header":
@@ -181,3 +125,34 @@ def test_certificates_that_cannot_be_used(rsa: Path, certificates: Any, change: 
         authority.write_text("nothing")
     with pytest.raises(BadCertificates, match=text):
         server_context(certificate, key, authority)
+    with pytest.raises(BadCertificates, match=text):
+        client_context(authority, certificate, key)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_an_intermediate_authority_alone_is_trusted(tmp_path: Path, side: str) -> None:
+    root = trustme.CA()
+    intermediate = root.create_child_ca()
+    leaf = intermediate.issue_cert("localhost")
+    leaf.private_key_pem.write_to_path(str(tmp_path / "key"))
+    leaf.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+    intermediate.cert_pem.write_to_path(str(tmp_path / "ca"))
+    key, cert, ca = (tmp_path / name for name in ("key", "cert", "ca"))
+    other = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH if side == "client" else ssl.Purpose.SERVER_AUTH)
+    other.check_hostname, other.verify_mode = False, ssl.CERT_NONE
+    other.load_cert_chain(cert, key)
+    if side == "server":
+        assert handshake(server_context(cert, key, ca), other)[0] == "TLSv1.3"
+    else:
+        assert handshake(other, client_context(ca, cert, key))[0] == "TLSv1.3"
+
+
+def test_a_client_checks_names(certificates: Any) -> None:
+    context = client_context(certificates.ca, certificates.client_cert, certificates.client_key)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert {c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.2"} == {
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        "ECDHE-RSA-AES128-GCM-SHA256",
+    }

@@ -10,8 +10,8 @@ import pytest
 from bbs_protos import models_pb2 as models
 
 from bbs_server.core import desired_lrps, tasks
+from bbs_server.core.decoding import ALWAYS_WRITTEN, Undecodable, decode, mark_always_written
 from bbs_server.core.encoding import encode
-from bbs_server.wire.decoding import ALWAYS_WRITTEN, Undecodable, decode, mark_always_written
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "spec" / "wire-vectors.json"
 

@@ -1,0 +1,1 @@
+"""Identities and trust: the TLS contexts of listeners and of connections to peers."""
