@@ -21,6 +21,7 @@ from bbs_server.dev import processes
 from bbs_server.dev.configs import CREATE_DATABASES, EVACUATION_SECONDS, client_identity, write_configs
 from bbs_server.dev.layout import Layout
 from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed
+from bbs_server.store.errors import DATABASE_FAILURES
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ class Stack:
     async def _create_databases(self) -> None:
         try:
             connection = await asyncpg.connect(self._postgres.url())
-        except (OSError, asyncpg.PostgresError) as problem:
+        except DATABASE_FAILURES as problem:
             log_file = self.layout.log("postgres")
             raise PartFailed(f"postgres takes no connections: {problem}; log: {log_file}") from problem
         try:

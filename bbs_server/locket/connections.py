@@ -15,6 +15,7 @@ import asyncpg
 from bbs_server.locket import statements
 from bbs_server.locket.refusal import database_failure, timed_out
 from bbs_server.store.conninfo import ConnectionSettings
+from bbs_server.store.errors import DATABASE_FAILURES, is_connection_loss
 from bbs_server.store.session import setting_up
 from bbs_server.store.statistics import Statistics
 
@@ -28,8 +29,6 @@ _CLOSE_LIMIT = 2.0
 
 _LONGEST = 2**31 - 1
 """The longest limit in ms that PostgreSQL takes."""
-
-_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 @dataclass(slots=True)
@@ -78,7 +77,7 @@ class Connections:
 
     async def close(self) -> None:
         """Close all connections; those on which the database does not answer are cut."""
-        with contextlib.suppress(*_FAILURES):
+        with contextlib.suppress(*DATABASE_FAILURES):
             async with asyncio.timeout(_CLOSE_LIMIT):
                 await self._pool.close()
 
@@ -90,7 +89,7 @@ class Connections:
             with self.statistics.running():
                 async with limit, self._turn(), self._pool.acquire() as connection, _begun(connection):
                     yield connection
-        except _FAILURES as problem:
+        except DATABASE_FAILURES as problem:
             if limit.expired():
                 raise timed_out() from None
             raise database_failure(problem) from problem
@@ -117,19 +116,25 @@ class Connections:
 async def _begun(connection: Any) -> AsyncIterator[None]:
     """A transaction around the block.
 
-    If the block is cancelled the connection is cut: the database may never answer a ROLLBACK on it.
+    If the block is cancelled the connection is cut: the database may never answer a ROLLBACK on it. So is one that
+    the database has ended: its last words can come before its end, and nobody may get it in between.
     """
     transaction = connection.transaction()
     try:
         await transaction.start()
         try:
             yield
-        except Exception:
-            await transaction.rollback()
+        except Exception as problem:
+            if not is_connection_loss(problem):
+                await transaction.rollback()
             raise
         await transaction.commit()
     except asyncio.CancelledError:
         connection.terminate()
+        raise
+    except DATABASE_FAILURES as problem:
+        if is_connection_loss(problem):
+            connection.terminate()
         raise
 
 

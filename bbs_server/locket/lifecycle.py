@@ -6,8 +6,6 @@ import asyncio
 import signal
 import time
 
-import asyncpg
-
 from bbs_server.locket.config import DEFAULTS, LocketConfig
 from bbs_server.locket.figures import Figures, expiry_samples, interval_samples
 from bbs_server.locket.health import LocketHealthCheck
@@ -26,11 +24,10 @@ from bbs_server.process.loggregator import Loggregator, NoEmitter
 from bbs_server.process.parts import make_emitter
 from bbs_server.process.plain_http import PlainServer
 from bbs_server.store.conninfo import ConnectionSettings, parse
-from bbs_server.store.errors import StartFailure, driver_text
+from bbs_server.store.errors import DATABASE_FAILURES, StartFailure, driver_text
 from bbs_server.tls.contexts import BadCertificates, server_context
 
 _EXPIRY_INTERVAL = MINUTE
-_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 async def run(config: LocketConfig, logger: Logger) -> None:
@@ -80,7 +77,7 @@ async def _open(config: LocketConfig, settings: ConnectionSettings, logger: Logg
     limit = (config.db_operation_timeout or DEFAULTS.db_operation_timeout) / SECOND
     try:
         return await Locks.open(settings, config.max_open_database_connections, config.enable_db_health_check, limit)
-    except _FAILURES as problem:
+    except DATABASE_FAILURES as problem:
         raise fatal(logger, "sql-failed-to-connect", driver_text(problem)) from None
 
 

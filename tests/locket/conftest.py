@@ -56,11 +56,16 @@ class Served:
 
 @dataclasses.dataclass
 class Wire:
-    """A TCP proxy before the database. While it is `silent` it takes bytes and connections, and passes nothing on."""
+    """A TCP proxy before the database. While it is `silent` it takes bytes and connections, and passes nothing on.
+
+    While it is `open_ended` it passes on all but the end of a connection; `ended` is set when it has kept one back.
+    """
 
     target: tuple[str, int]
     url: str = ""
     silent: bool = False
+    open_ended: bool = False
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     _ends: list[asyncio.StreamWriter] = dataclasses.field(default_factory=list)
 
     def cut(self) -> None:
@@ -80,7 +85,9 @@ class Wire:
                 swallowing = swallowing or self.silent
                 if not swallowing:
                     writer.write(data)
-        if not (swallowing or self.silent):
+        if self.open_ended:
+            self.ended.set()
+        elif not (swallowing or self.silent):
             writer.close()
 
 

@@ -20,6 +20,11 @@ TIMED_OUT = (grpc.StatusCode.DEADLINE_EXCEEDED, "timeout: context deadline excee
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 """Statements that wait for somebody's lock."""
 
+CUT_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
 LOCK_ROWS = "SELECT * FROM locks FOR UPDATE"
 
 
@@ -50,6 +55,20 @@ async def test_calls_on_silent_connections_are_answered(start: Any, wire: Any) -
         async with asyncio.timeout(20):
             for _ in range(DEFAULT_CONNECTIONS + 4):
                 await served.client.lock()
+
+
+async def test_last_words_of_the_database_are_a_lost_connection(wire: Any, watcher: Any) -> None:
+    """They can be there before the end of the connection is, and nothing can be asked on it any more."""
+    locks = await Locks.open(parse(wire.url), connections=1)
+    await locks.take("k", "o", "", "lock", 60)
+    wire.open_ended = True
+    await watcher.execute(CUT_OTHERS)
+    await wire.ended.wait()
+    await watcher.execute("SELECT 1")  # whatever had been passed on has been read when this is answered
+    with pytest.raises(Refusal, match=r"^unexpected EOF$"):
+        await locks.fetch("k")
+    assert (await locks.fetch("k")).owner == "o"
+    await locks.close()
 
 
 async def test_the_only_connection_comes_back_when_it_fell_silent_in_the_middle(
