@@ -13,10 +13,6 @@ from bbs_server.store.errors import DATABASE_FAILURES, driver_text
 from bbs_server.store.session import close, connect
 from bbs_server.store.statistics import Statistics
 
-_UPDATE = "UPDATE bbs_health_check SET id = 1, time = $1 WHERE id = 1"
-_INSERT = "INSERT INTO bbs_health_check (id, time) VALUES (1, $1)"
-_SELECT = "SELECT time FROM bbs_health_check WHERE id = 1"
-
 
 class Unhealthy(Exception):
     """An attempt failed; the text is the reference's."""
@@ -24,6 +20,10 @@ class Unhealthy(Exception):
 
 class HealthCheck:
     """Writes and reads one row on a connection of its own, opened when needed."""
+
+    _update = "UPDATE bbs_health_check SET id = 1, time = $1 WHERE id = 1"
+    _insert = "INSERT INTO bbs_health_check (id, time) VALUES (1, $1)"
+    _select = "SELECT time FROM bbs_health_check WHERE id = 1"
 
     def __init__(self, settings: ConnectionSettings, statistics: Statistics, now: Callable[[], int]) -> None:
         self._settings = settings
@@ -38,7 +38,7 @@ class HealthCheck:
                 connection = await self._step("upserting health check time", self._open())
                 await self._step("upserting health check time", self._upsert(connection))
                 with self._statistics.running():
-                    await self._step("querying for health check time", connection.fetchval(_SELECT))
+                    await self._step("querying for health check time", connection.fetchval(self._select))
         except TimeoutError:
             # It may be silent, and the next attempt shall tell of the database. Closing ends the statement there too.
             await self.close()
@@ -57,10 +57,10 @@ class HealthCheck:
     async def _upsert(self, connection: asyncpg.Connection[Any]) -> None:
         now = self._now()
         with self._statistics.running():
-            hit = await connection.execute(_UPDATE, now)
+            hit = await connection.execute(self._update, now)
         if hit == "UPDATE 0":
             with self._statistics.running():
-                await connection.execute(_INSERT, now)
+                await connection.execute(self._insert, now)
 
     async def _step(self, what: str, work: Any) -> Any:
         try:

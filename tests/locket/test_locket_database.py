@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from bbs_server.locket.connections import DEFAULT_CONNECTIONS
 from bbs_server.locket.figures import Figures, interval_samples
+from bbs_server.locket.health import LocketHealthCheck
 from bbs_server.locket.locks import Locks
 from bbs_server.locket.refusal import Refusal
 from bbs_server.store.conninfo import parse
+from bbs_server.store.health import Unhealthy
 
 TIMED_OUT = (grpc.StatusCode.DEADLINE_EXCEEDED, "timeout: context deadline exceeded")
 
@@ -68,6 +71,19 @@ async def test_last_words_of_the_database_are_a_lost_connection(wire: Any, watch
     with pytest.raises(Refusal, match=r"^unexpected EOF$"):
         await locks.fetch("k")
     assert (await locks.fetch("k")).owner == "o"
+    await locks.close()
+
+
+async def test_health_check_goes_on_with_another_connection(wire: Any) -> None:
+    locks = await Locks.open(parse(wire.url), health_table=True)
+    health = LocketHealthCheck(parse(wire.url), locks.statistics, time.time_ns)
+    await health.attempt(10, "10s")
+    wire.silent = True
+    with pytest.raises(Unhealthy, match=r"^timed out after 1s while executing DB health check$"):
+        await health.attempt(1, "1s")
+    wire.silent = False
+    await health.attempt(10, "10s")
+    await health.close()
     await locks.close()
 
 
