@@ -195,6 +195,11 @@ def time_limit(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[
     alarm = asyncio.get_running_loop().call_later(seconds, connection.terminate)
     try:
         yield
+    except AttributeError as problem:
+        if not connection.is_closed():
+            raise
+        # The driver was about to go on: the answer to its last message had come in the same turn of the loop.
+        raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation") from problem
     finally:
         alarm.cancel()
 

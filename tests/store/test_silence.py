@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg
@@ -128,3 +129,16 @@ async def test_health_check_goes_on_with_another_connection(open_at: Any, proxy:
     with pytest.raises(Unhealthy, match=r"^timed out after 1s while executing DB health check$"):
         await health.attempt(LIMIT, "1s")
     await health.attempt(WELL_IN_TIME, "10s")
+
+
+async def test_limit_that_ends_when_the_driver_is_about_to_go_on(psql: asyncpg.Connection[Any]) -> None:
+    """A busy loop finds the answer to a statement's first message and the end of the limit in the same turn."""
+
+    async def ask() -> None:
+        with session.time_limit(psql, 0.05):
+            await psql.fetchval("SELECT $1::int", 1)
+
+    asking = asyncio.create_task(ask())
+    asyncio.get_running_loop().call_soon(time.sleep, 0.5)  # in the turn in which the message is sent
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await asking
