@@ -67,7 +67,9 @@ class AdvisoryLock:
             if done:
                 return "connection lost"
             try:
-                await asyncio.wait_for(self._ask(_ALIVE), interval)
+                # Not `wait_for`: it may swallow the cancellation that ends this loop.
+                async with asyncio.timeout(interval):
+                    await self._ask(_ALIVE)
             except DATABASE_FAILURES as problem:
                 self._connection.terminate()
                 return driver_text(problem)

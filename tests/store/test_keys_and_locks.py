@@ -14,6 +14,7 @@ from bbs_server.core.outcome import Outcome
 from bbs_server.core.records import ActualLRP, DesiredLRP, MetricTag, Task
 from bbs_server.core.state import State
 from bbs_server.dev.postgres import EmbeddedPostgres
+from bbs_server.store.advisory_lock import AdvisoryLock
 from bbs_server.store.epoch import raise_epoch
 from bbs_server.store.errors import Deposed, UnknownKeyLabel
 from bbs_server.store.health import Unhealthy
@@ -223,6 +224,25 @@ async def test_advisory_lock(open_store: Any, psql: asyncpg.Connection[Any]) -> 
     assert not done
     lost.cancel()
     await other.release()
+
+
+async def test_a_lock_is_given_up_when_the_database_has_just_answered(
+    open_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a process waits for that."""
+    lock, ask = (await open_store()).database.advisory_lock(), AdvisoryLock._ask
+
+    async def ask_and_give_up(*arguments: Any) -> Any:
+        answer = await ask(*arguments)
+        asyncio.get_running_loop().call_soon(lost.cancel)
+        return answer
+
+    await lock.acquire()
+    monkeypatch.setattr(AdvisoryLock, "_ask", ask_and_give_up)
+    lost = asyncio.create_task(lock.lost(0.5))
+    await asyncio.wait((lost,), timeout=10)
+    assert lost.cancelled()
+    await lock.release()
 
 
 async def test_health_check(open_store: Any, psql: asyncpg.Connection[Any]) -> None:
