@@ -10,11 +10,13 @@ import tarfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp.web as web
 import pytest
 from bbs_protos import models_pb2 as models
 
+from bbs_server.dev.cell import health
 from bbs_server.dev.cell.actions import perform
 from bbs_server.dev.cell.sandbox import Sandbox, StepFailed
 
@@ -182,3 +184,44 @@ async def test_an_upload_sends_the_file(sandbox: Sandbox, files: tuple[str, dict
     upload = models.UploadAction(**{"artifact": "result", "from": "/out", "to": f"{url}/up", "user": "vcap"})  # type: ignore[arg-type]
     await perform(serial(sh("echo done > out"), models.Action(upload_action=upload)), sandbox)
     assert content["up"] == b"done\n"
+
+
+async def test_an_action_is_cancelled_when_a_part_with_a_timeout_has_just_ended(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is deleted when its action has ended."""
+    run = Sandbox.run
+
+    async def run_and_cancel(*arguments: Any) -> int:
+        status = await run(*arguments)
+        asyncio.get_running_loop().call_soon(life.cancel)
+        return status
+
+    monkeypatch.setattr(Sandbox, "run", run_and_cancel)
+    limited = models.Action(timeout_action=models.TimeoutAction(action=sh("true"), timeout_ms=60_000))
+    life = asyncio.create_task(perform(serial(limited, sh("sleep 120")), sandbox))
+    await asyncio.wait([life], timeout=60)
+    sandbox.end_all()
+    assert life.cancelled()
+
+
+async def test_health_checks_are_cancelled_when_a_connection_has_just_been_made(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = asyncio.open_connection
+
+    async def connect_and_cancel(*arguments: Any) -> Any:
+        streams = await connect(*arguments)
+        asyncio.get_running_loop().call_soon(checking.cancel)
+        return streams
+
+    monkeypatch.setattr(asyncio, "open_connection", connect_and_cancel)
+    listener = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    check = models.Check(tcp_check=models.TCPCheck(port=port, connect_timeout_ms=60_000))
+    lrp = models.DesiredLRP(check_definition=models.CheckDefinition(checks=[check]))
+    # The next check never ends.
+    checking = asyncio.create_task(health.passes([*health.checks_of(lrp, sandbox), asyncio.Event().wait]))  # type: ignore[list-item]
+    await asyncio.wait([checking], timeout=10)
+    listener.close()
+    assert checking.cancelled()

@@ -45,7 +45,9 @@ async def _run(action: models.RunAction, sandbox: Sandbox) -> None:
 async def _timeout(action: models.TimeoutAction, sandbox: Sandbox) -> None:
     seconds = action.timeout_ms / 1000
     try:
-        await asyncio.wait_for(perform(action.action, sandbox), seconds)
+        # Not `wait_for`: it may swallow the cancellation that ends a container.
+        async with asyncio.timeout(seconds):
+            await perform(action.action, sandbox)
     except TimeoutError:
         raise StepFailed(f"exceeded {seconds:g}s timeout") from None
 

@@ -56,7 +56,9 @@ async def _tcp(check: models.TCPCheck, sandbox: Sandbox) -> None:
     port = sandbox.ports.get(check.port, check.port)
     seconds = check.connect_timeout_ms / 1000 or _CONNECT_SECONDS
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), seconds)
+        # Not `wait_for`: it may swallow the cancellation that ends a container.
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
     except (OSError, TimeoutError) as problem:
         raise StepFailed(f"failed to make TCP connection to 127.0.0.1:{port}: {problem}") from problem
     writer.close()
