@@ -47,12 +47,14 @@ RUNTIME_INTERVAL, CONVERGENCE_INTERVAL, DATABASE_INTERVAL = 10 * SECOND, 15 * SE
 class DatabaseFigures(Protocol):
     """What the store counts of its statements and connections, since the start."""
 
-    open_connections: int
     total: int
     succeeded: int
     failed: int
     commits: int
     commit_time: int
+
+    @property
+    def open_connections(self) -> int: ...
 
     def take_peaks(self) -> tuple[int, int]:
         """Most statements at once and the longest one in ns since the last call."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 
@@ -19,7 +20,6 @@ def _nobody(_commands: int) -> None:
 class Statistics:
     """Counts since the start; `take_peaks` gives and resets what is a maximum since the last report."""
 
-    open_connections: int = 0
     total: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -31,14 +31,16 @@ class Statistics:
     """Told of each committed batch how many commands changed something in it."""
     _most_in_flight: int = 0
     _longest: int = 0
+    _connections: WeakSet[asyncpg.Connection[Any]] = field(default_factory=WeakSet)
+
+    @property
+    def open_connections(self) -> int:
+        # The driver does not tell its listeners of every end.
+        return sum(not connection.is_closed() for connection in self._connections)
 
     def opened(self, connection: asyncpg.Connection[Any]) -> None:
         """Count the connection until it ends."""
-        self.open_connections += 1
-        connection.add_termination_listener(self._closed)
-
-    def _closed(self, _: object) -> None:
-        self.open_connections -= 1
+        self._connections.add(connection)
 
     def watch(self, connection: asyncpg.Connection[Any]) -> None:
         """Count what is executed on the connection, begins and ends of transactions included.

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from bbs_server.locket import statements
 from bbs_server.locket.connections import DEFAULT_CONNECTIONS
 from bbs_server.locket.figures import Figures, interval_samples
 from bbs_server.locket.health import LocketHealthCheck
@@ -17,6 +18,7 @@ from bbs_server.locket.locks import Locks
 from bbs_server.locket.refusal import Refusal
 from bbs_server.store.conninfo import parse
 from bbs_server.store.health import Unhealthy
+from bbs_server.store.statistics import Statistics
 
 TIMED_OUT = (grpc.StatusCode.DEADLINE_EXCEEDED, "timeout: context deadline exceeded")
 
@@ -85,6 +87,25 @@ async def test_health_check_goes_on_with_another_connection(wire: Any) -> None:
     await health.attempt(10, "10s")
     await health.close()
     await locks.close()
+
+
+async def test_a_connection_counts_until_its_last_words(wire: Any, watcher: Any) -> None:
+    """Whatever the driver tells of its end."""
+    statistics = Statistics()
+    health = LocketHealthCheck(parse(wire.url), statistics, time.time_ns)
+    await watcher.execute(statements.HEALTH_CREATE)
+    await health.attempt(10, "10s")
+    assert statistics.open_connections == 1
+    wire.open_ended = True
+    await watcher.execute(CUT_OTHERS)
+    await wire.ended.wait()
+    await watcher.execute("SELECT 1")  # whatever had been passed on has been read when this is answered
+    with pytest.raises(Unhealthy, match=r"^failed upserting health check time: unexpected EOF$"):
+        await health.attempt(10, "10s")
+    await health.attempt(10, "10s")
+    assert statistics.open_connections == 1
+    await health.close()
+    assert statistics.open_connections == 0
 
 
 async def test_the_only_connection_comes_back_when_it_fell_silent_in_the_middle(
