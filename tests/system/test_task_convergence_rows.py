@@ -340,12 +340,12 @@ async def test_1_passes_follow_each_other_at_the_interval(run_system: Any) -> No
     """The first comes one interval after the start, the next one interval after the end of the one before."""
     async with run_system(converge_repeat_interval="1s") as system:
         place, times = 0, []
-        for message in ("started", *(f"converger.converge-tasks.{what}" for what in ("starting", "done", "starting"))):
-            place = await system.program.logged(f"bbs.{message}", place)
+        for message in ("starting", *(f"converge-tasks.{what}" for what in ("starting", "done", "starting"))):
+            place = await system.program.logged(f"bbs.converger.{message}", place)
             times.append(float(system.program.lines[place - 1]["timestamp"]))
         started, first, done, second = times
-        assert 0.8 <= first - started < 5
-        assert 0.99 <= second - done < 5
+        assert 0.99 <= first - started < 20
+        assert 0.99 <= second - done < 20
         messages = [line["message"] for line in system.program.lines]
         for what in ("lrps", "tasks"):
             assert messages.index(f"bbs.converger.converge-{what}.starting") > messages.index("bbs.started")
