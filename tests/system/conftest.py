@@ -42,8 +42,8 @@ from bbs_server.dev.ports import free_port
 from bbs_server.locket.options import Options
 from bbs_server.locket.server import Identity, serve
 
-PATIENCE = 20.0
-"""Seconds that anything is waited for."""
+PATIENCE = 60.0
+"""Seconds that anything is waited for, so much because the machine may be busy with something else."""
 
 PRESENCES = {models.ActualLRP.SUSPECT: " suspect", models.ActualLRP.EVACUATING: " evacuating"}
 STREAMS = {"groups": "/v1/events.r1", "instances": "/v1/events/lrp_instances.r1", "tasks": "/v1/events/tasks.r1"}
@@ -538,8 +538,8 @@ def configuration(certificates: Any, database_url: str, locket: str, auctioneer:
         "locket_ca_cert_file": str(certificates.ca),
         "locket_client_cert_file": str(certificates.client_cert),
         "locket_client_key_file": str(certificates.client_key),
-        "lock_ttl": "15s",
-        "lock_retry_interval": "5s",
+        "lock_ttl": "60s",
+        "lock_retry_interval": "20s",
         "auctioneer_address": auctioneer,
         "auctioneer_require_tls": True,
         "auctioneer_ca_cert": str(theirs["ca"]),
@@ -549,7 +549,7 @@ def configuration(certificates: Any, database_url: str, locket: str, auctioneer:
         "rep_client_cert": str(theirs["cert"]),
         "rep_client_key": str(theirs["key"]),
         "communication_timeout": "10s",
-        "db_connection_timeout": "1s",
+        "db_connection_timeout": "3s",
         "converge_repeat_interval": "40ms",
         "kick_task_duration": "30s",
         "expire_pending_task_duration": "60s",

@@ -28,7 +28,8 @@ async def test_a_container_is_kept_while_the_database_is_away(path: str, run_sys
         await system.database.close()
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         await admin.execute(CUT, name)
-        async with httpx.AsyncClient(base_url=system.target.url, verify=system.target.tls(), trust_env=False) as http:
+        http = httpx.AsyncClient(base_url=system.target.url, verify=system.target.tls(), trust_env=False, timeout=60)
+        async with http:
             reply = await http.post(path, content=request.SerializeToString())
         answer = models.EvacuationResponse.FromString(reply.content)
         assert answer.HasField("error")
