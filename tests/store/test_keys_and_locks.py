@@ -189,35 +189,41 @@ async def test_advisory_lock(open_store: Any, psql: asyncpg.Connection[Any]) -> 
     await first.acquire()
     waiting = asyncio.create_task(second.acquire())
     blocked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await psql.fetchval(blocked):
             await asyncio.sleep(0.01)
     assert not waiting.done()
     await first.release()
-    await asyncio.wait_for(waiting, 5)
-    lost = asyncio.create_task(second.lost(0.05))
+    await asyncio.wait_for(waiting, 20)
+    lost = asyncio.create_task(second.lost(2))  # s, also for the answer to its question
     other = opened.database.advisory_lock()
     third = asyncio.create_task(other.acquire())
-    done, _ = await asyncio.wait((lost, third), timeout=0.2)
-    assert not done
+    answered = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query = 'SELECT 1'"
+    )
+    async with asyncio.timeout(20):
+        while not await psql.fetchval(answered):
+            await asyncio.sleep(0.01)
+    assert not lost.done()
+    assert not third.done()
     holder = (
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     await psql.execute(holder)
-    assert await asyncio.wait_for(lost, 5)
-    await asyncio.wait_for(third, 5)
+    assert await asyncio.wait_for(lost, 20)
+    await asyncio.wait_for(third, 20)
     await second.release()
 
     # Without anybody who waits for it, it is taken again.
-    lost = asyncio.create_task(other.lost(0.05))
+    lost = asyncio.create_task(other.lost())
     mine = (
         "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     before = await psql.fetchval(mine)
     await psql.execute(holder)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await psql.fetchval(mine) in (before, None):
             await asyncio.sleep(0.01)
     done, _ = await asyncio.wait((lost,), timeout=0.2)
