@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import asyncpg
@@ -210,16 +211,24 @@ async def test_of_several_versions_the_last_counts(psql: asyncpg.Connection[Any]
     assert await psql.fetchval(STORED) == stored
 
 
+class SlowKeys(Keys):
+    """On a machine that takes a millisecond more for each value."""
+
+    def seal(self, plaintext: bytes) -> str:
+        time.sleep(0.001)
+        return super().seal(plaintext)
+
+
 async def test_many_rows_in_little_idle_time(psql: asyncpg.Connection[Any]) -> None:
     """The transaction is never idle for as long as it takes to seal all rows."""
-    count = 30000
+    count = 2000
     await psql.execute(STATEMENTS["configurations"]["create"])
     await raise_epoch(psql, "us")
     await prepare(psql, VERSIONS[0])
     await psql.execute("DELETE FROM desired_lrps WHERE process_guid = 'broken'")
     await psql.execute(MORE_DESIRED_LRPS, count)
-    await psql.execute("SET idle_in_transaction_session_timeout = '250ms'")
-    await migrate(psql, KEYS, "us", silent)
+    await psql.execute("SET idle_in_transaction_session_timeout = '1500ms'")
+    await migrate(psql, SlowKeys("key1", {"key1": "passphrase one"}), "us", silent)
     rows = await psql.fetch("SELECT routes, metric_tags FROM desired_lrps")
     assert len(rows) == count + 1
     assert {(KEYS.open(routes), KEYS.open(tags)) for routes, tags in rows} == {
