@@ -383,10 +383,11 @@ async def test_idle_connection_is_replaced_silently(open_store: Open, psql: asyn
     opened = await open_store()
     await opened.writer.write(insert, task())
     for _ in range(3):
+        session = opened.writer._session  # it may have been replaced by the time that the others are done
         await psql.execute(KILL)
         await psql.execute("UPDATE tasks SET domain = domain || 'x'")
-        async with asyncio.timeout(5):
-            while not opened.writer._session.closed:
+        async with asyncio.timeout(20):
+            while not session.closed:
                 await asyncio.sleep(0)
         assert await opened.writer.write(finish, "t") is DONE
         await assert_same_as_database(opened, psql)
