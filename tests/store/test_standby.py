@@ -186,7 +186,10 @@ async def test_a_schema_that_is_not_current_is_left_alone(
 
 async def another_look(psql: asyncpg.Connection[Any]) -> None:
     """Until the standby has connected once more."""
-    backends = "SELECT max(backend_start) FROM pg_stat_activity WHERE datname = current_database()"
+    backends = (
+        "SELECT max(backend_start) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend'"
+    )
     before = await psql.fetchval(backends)
     async with asyncio.timeout(20):
         while (await psql.fetchval(backends)) in (None, before):
