@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import asyncpg
@@ -21,8 +24,8 @@ from bbs_server.store.health import Unhealthy
 
 LOST = unknown("unexpected EOF")
 LIMIT = 1.0
-"""s that the limits are in these tests."""
-WELL_IN_TIME = 10.0
+"""s that the limits are in these tests, while something is to reach them."""
+WELL_IN_TIME = 30.0
 """s in which all must be over that such a limit ends."""
 
 DONE = models.TaskLifecycleResponse()
@@ -49,12 +52,13 @@ async def error_of(awaitable: Any) -> Error:
     return refused.value.error
 
 
-@pytest.fixture
-def short_commits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_COMMIT_LIMIT", LIMIT)
+@contextmanager
+def limited(module: ModuleType, name: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, LIMIT)
+        yield
 
 
-@pytest.mark.usefixtures("short_commits")
 async def test_batch_on_a_silent_connection_is_a_lost_connection(
     open_at: Any, proxy: Any, psql: asyncpg.Connection[Any]
 ) -> None:
@@ -62,11 +66,12 @@ async def test_batch_on_a_silent_connection_is_a_lost_connection(
     await opened.writer.write(insert, "a")
     proxy.silence()
     async with asyncio.timeout(WELL_IN_TIME):
-        doubtful = asyncio.create_task(opened.writer.write(insert, "b"))
-        await asyncio.sleep(0)
-        unsent = asyncio.create_task(opened.writer.write(insert, "c"))
-        reading = asyncio.create_task(opened.writer.read(listed, None))
-        assert await error_of(doubtful) == LOST
+        with limited(session, "_COMMIT_LIMIT"):
+            doubtful = asyncio.create_task(opened.writer.write(insert, "b"))
+            await asyncio.sleep(0)
+            unsent = asyncio.create_task(opened.writer.write(insert, "c"))
+            reading = asyncio.create_task(opened.writer.read(listed, None))
+            assert await error_of(doubtful) == LOST
         assert await unsent is DONE
         assert [task.task_guid for task in (await reading).tasks] == ["a", "c"]
     assert [row[0] for row in await psql.fetch("SELECT guid FROM tasks ORDER BY guid")] == ["a", "c"]
@@ -74,49 +79,47 @@ async def test_batch_on_a_silent_connection_is_a_lost_connection(
 
 
 @pytest.mark.parametrize("command", [insert, insert_in_two_tables])
-async def test_closing_does_not_wait_for_a_silent_connection(
-    open_at: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch, command: Command
-) -> None:
-    monkeypatch.setattr(writer, "_DRAIN_LIMIT", LIMIT)
+async def test_closing_does_not_wait_for_a_silent_connection(open_at: Any, proxy: Any, command: Command) -> None:
     opened = await open_at(proxy.url)
     proxy.silence()
     async with asyncio.timeout(WELL_IN_TIME):
         write = asyncio.create_task(opened.writer.write(command, "a"))
         await asyncio.sleep(0)
-        await opened.close()
+        with limited(writer, "_DRAIN_LIMIT"):
+            await opened.close()
         assert await error_of(write) == unknown("sql: database is closed")
 
 
-@pytest.mark.usefixtures("short_commits")
 async def test_closing_does_not_wait_for_a_recovery(open_at: Any, proxy: Any, psql: asyncpg.Connection[Any]) -> None:
     opened = await open_at(proxy.url)
     async with psql.transaction():
         # The new session looks at the tables, and waits.
         await psql.execute("LOCK domains IN ACCESS EXCLUSIVE MODE")
         proxy.silence()
-        assert await error_of(opened.writer.write(insert, "a")) == LOST
+        with limited(session, "_COMMIT_LIMIT"):
+            assert await error_of(opened.writer.write(insert, "a")) == LOST
         await until_blocked(psql)
         proxy.silence()
         async with asyncio.timeout(WELL_IN_TIME):
             await opened.close()
 
 
-@pytest.mark.usefixtures("short_commits")
 async def test_comparison_on_a_silent_connection_is_left_out(
-    open_at: Any, proxy: Any, psql: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+    open_at: Any, proxy: Any, psql: asyncpg.Connection[Any]
 ) -> None:
-    monkeypatch.setattr(writer, "_SNAPSHOT_LIMIT", LIMIT)
     opened = await open_at(proxy.url)
     proxy.silence()
     # The writer's connection is replaced, that of the comparisons is not.
-    assert await error_of(opened.writer.write(insert, "a")) == LOST
+    with limited(session, "_COMMIT_LIMIT"):
+        assert await error_of(opened.writer.write(insert, "a")) == LOST
     await opened.writer.write(insert, "b")
     await psql.execute("DELETE FROM tasks")
     async with asyncio.timeout(WELL_IN_TIME):
-        comparing = asyncio.create_task(opened.writer.adopt_foreign_changes())
-        await asyncio.sleep(0)
-        write = asyncio.create_task(opened.writer.write(insert, "c"))
-        assert await error_of(comparing) == LOST
+        with limited(writer, "_SNAPSHOT_LIMIT"):
+            comparing = asyncio.create_task(opened.writer.adopt_foreign_changes())
+            await asyncio.sleep(0)
+            write = asyncio.create_task(opened.writer.write(insert, "c"))
+            assert await error_of(comparing) == LOST
         await write
         assert await opened.writer.adopt_foreign_changes() == 1
     assert [task.guid for task in opened.writer.state.tasks] == ["c"]
@@ -124,11 +127,11 @@ async def test_comparison_on_a_silent_connection_is_left_out(
 
 async def test_health_check_goes_on_with_another_connection(open_at: Any, proxy: Any) -> None:
     health = (await open_at(proxy.url)).database.health_check()
-    await health.attempt(WELL_IN_TIME, "10s")
+    await health.attempt(WELL_IN_TIME, "30s")
     proxy.silence()
     with pytest.raises(Unhealthy, match=r"^timed out after 1s while executing DB health check$"):
         await health.attempt(LIMIT, "1s")
-    await health.attempt(WELL_IN_TIME, "10s")
+    await health.attempt(WELL_IN_TIME, "30s")
 
 
 async def test_limit_that_ends_when_the_driver_is_about_to_go_on(psql: asyncpg.Connection[Any]) -> None:
