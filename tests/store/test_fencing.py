@@ -46,7 +46,7 @@ async def test_a_connection_that_died_silently_while_waiting_for_the_lock(
 ) -> None:
     database = await open_database(proxy.url, active_key_label="key1", encryption_keys={"key1": "passphrase one"})
     proxy.silence()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await database.raise_epoch()
         await database.migrate()
     assert await psql.fetchval(STORED) == f'{{"CurrentVersion":{CURRENT}}}'

@@ -255,8 +255,8 @@ async def test_health_check(open_store: Any, psql: asyncpg.Connection[Any]) -> N
     opened = await open_store()
     times = iter((5, 6, 7, 8))
     check = opened.database.health_check(lambda: next(times))
-    await check.attempt(5, "5s")
-    await check.attempt(5, "5s")
+    await check.attempt(30, "30s")
+    await check.attempt(30, "30s")
     assert await psql.fetch("SELECT id, time FROM bbs_health_check") == [(1, 6)]
     async with psql.transaction():
         await psql.execute("LOCK bbs_health_check")
@@ -264,7 +264,7 @@ async def test_health_check(open_store: Any, psql: asyncpg.Connection[Any]) -> N
             await check.attempt(0.1, "0.1s")
     await psql.execute("DROP TABLE bbs_health_check")
     with pytest.raises(Unhealthy) as failure:
-        await check.attempt(5, "5s")
+        await check.attempt(30, "30s")
     assert str(failure.value) == (
         'failed upserting health check time: ERROR: relation "bbs_health_check" does not exist (SQLSTATE 42P01)'
     )

@@ -55,7 +55,7 @@ async def marked(opened: Any, guids: str) -> dict[str, Any]:
 
 
 async def test_only_commands_on_locked_rows_fail(opened: Any, psql: asyncpg.Connection[Any]) -> None:
-    async with asyncio.timeout(10), psql.transaction():
+    async with asyncio.timeout(30), psql.transaction():
         await psql.execute(LOCK, ["b", "e"])
         results = await marked(opened, "abcde")
         assert results == {"a": DONE, "b": LOCKED, "c": DONE, "d": DONE, "e": LOCKED}
@@ -93,7 +93,7 @@ async def test_patience_is_lost_for_a_while(
 async def test_successor_does_not_wait_for_a_locked_row(
     opened: Any, open_store: Any, psql: asyncpg.Connection[Any]
 ) -> None:
-    async with asyncio.timeout(10), psql.transaction():
+    async with asyncio.timeout(30), psql.transaction():
         await psql.execute(LOCK, ["a"])
         write = asyncio.create_task(marked(opened, "a"))
         await until_blocked(psql)
@@ -105,7 +105,7 @@ async def test_server_gives_a_statement_up_whose_writer_is_gone(opened: Any, psq
     connection = opened.writer._session.connection
     await opened.writer._session._wait_for_locks("1h")
     backend = connection.get_server_pid()
-    async with asyncio.timeout(10), psql.transaction():
+    async with asyncio.timeout(30), psql.transaction():
         await psql.execute(LOCK, ["a"])
         write = asyncio.create_task(marked(opened, "a"))
         await until_blocked(psql)

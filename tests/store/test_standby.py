@@ -128,7 +128,7 @@ async def test_a_silent_connection_is_not_waited_for(
         standby.begin(interval=0)
         await until_blocked(psql)
         proxy.silence()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         if end:
             assert len((await standby.end(psql)).state.domains) == 5
             assert logged.actions[-1] == "loaded"
