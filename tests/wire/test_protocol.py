@@ -431,7 +431,7 @@ async def test_who_leaves_without_reading_leaves_nothing(bench: Any) -> None:
 
 async def test_who_does_not_read_does_not_hold_up_the_end(bench: Any) -> None:
     await unread(bench, 150_000)
-    await asyncio.wait_for(bench.server.stop(0.1), 5)
+    await asyncio.wait_for(bench.server.stop(0.1), 20)
     await bench.until(lambda: not bench.server.connections)
 
 
@@ -504,7 +504,7 @@ async def test_the_drain_is_limited(bench: Any) -> None:
     bench.peer.gate = asyncio.Event()
     client.request("/v1/tasks/cancel", GUID)
     await asyncio.wait_for(bench.peer.arrived.wait(), 10)
-    await asyncio.wait_for(bench.server.stop(0.1), 5)
+    await asyncio.wait_for(bench.server.stop(0.1), 20)
     assert bench.peer.received[0][0] == "CancelTask"
     await bench.until(lambda: not bench.server.connections)
 

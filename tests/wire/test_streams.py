@@ -237,8 +237,8 @@ async def test_a_reader_that_is_stuck_holds_up_nobody(bench: Any) -> None:
     other.chunks.put_nowait(CHUNK)
     bench.hubs.close()
     began = asyncio.get_running_loop().time()
-    await asyncio.wait_for(bench.server.stop(30), 10)
-    assert asyncio.get_running_loop().time() - began < 5
+    await asyncio.wait_for(bench.server.stop(30), 25)
+    assert asyncio.get_running_loop().time() - began < 20
     assert await reading.rest() == CHUNK + b"0\r\n\r\n"
     assert full.closed.is_set()
     assert not full.chunks.empty()
