@@ -19,6 +19,7 @@ from bbs_server.core.outcome import Outcome
 from bbs_server.core.records import ActualLRP, DesiredLRP, Domain, MetricTag, Task
 from bbs_server.core.state import State
 from bbs_server.dev.postgres import EmbeddedPostgres
+from bbs_server.store import session
 from bbs_server.store.health import Unhealthy
 from bbs_server.store.loading import load
 from bbs_server.store.rows import MAPPINGS
@@ -295,7 +296,10 @@ async def test_deposed_writer_writes_nothing(open_store: Open, psql: asyncpg.Con
     assert new.deposed == []
 
 
-async def test_new_writer_waits_for_the_batch_of_the_old_one(open_store: Open, psql: asyncpg.Connection[Any]) -> None:
+async def test_new_writer_waits_for_the_batch_of_the_old_one(
+    open_store: Open, psql: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_LOCK_LIMIT", "60s")  # however long the new one takes to come
     old = await open_store()
     await old.writer.write(insert, task())
     async with psql.transaction():
@@ -334,7 +338,7 @@ async def test_connection_lost_after_the_commit(open_store: Open, psql: asyncpg.
     """The server commits but its answer never arrives: the caller hears of the loss, the events leave all the same."""
     opened = await open_store()
     await opened.writer.write(insert, task("gone"))
-    session = opened.writer._session
+    connection = opened.writer._session.connection
     async with psql.transaction():
         await psql.execute("LOCK tasks IN EXCLUSIVE MODE")
         doubtful = [
@@ -343,7 +347,7 @@ async def test_connection_lost_after_the_commit(open_store: Open, psql: asyncpg.
         ]
         await until_blocked(psql)
         # Nothing that the server says from now on is heard.
-        session.connection._transport.abort()
+        connection._transport.abort()
         assert await error_of(doubtful[0]) == unknown("unexpected EOF")
         assert await error_of(doubtful[1]) == unknown("unexpected EOF")
         assert len(opened.dispatched) == 1
@@ -383,11 +387,11 @@ async def test_idle_connection_is_replaced_silently(open_store: Open, psql: asyn
     opened = await open_store()
     await opened.writer.write(insert, task())
     for _ in range(3):
-        session = opened.writer._session  # it may have been replaced by the time that the others are done
+        lost = opened.writer._session  # it may have been replaced by the time that the others are done
         await psql.execute(KILL)
         await psql.execute("UPDATE tasks SET domain = domain || 'x'")
         async with asyncio.timeout(20):
-            while not session.closed:
+            while not lost.closed:
                 await asyncio.sleep(0)
         assert await opened.writer.write(finish, "t") is DONE
         await assert_same_as_database(opened, psql)
