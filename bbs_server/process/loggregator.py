@@ -85,16 +85,21 @@ class Loggregator:
         options = (("grpc.ssl_target_name_override", _AGENT_NAME), ("grpc.enable_http_proxy", 0))
         async with grpc.aio.secure_channel(self._config.address, self._credentials, options) as channel:
             stub = loggregator_pb2_grpc.IngressStub(channel)
+            flushing: asyncio.Task[None] | None = None
             try:
                 while True:
                     # Not `wait_for`: it may swallow the cancellation that ends this loop.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._flush_interval):
                             await self._full.wait()
-                    await self._flush(stub)
+                    # A write that is cancelled takes its stream with it, and what waits could not be sent any more.
+                    flushing = asyncio.create_task(self._flush(stub))
+                    await asyncio.shield(flushing)
             finally:
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(_CLOSE_LIMIT):
+                        if flushing is not None:
+                            await flushing
                         await self._finish(stub)
 
     def _put(self, envelope: loggregator.Envelope) -> None:

@@ -25,12 +25,16 @@ from bbs_server.tls.contexts import BadCertificates
 
 
 class Agent(loggregator_pb2_grpc.IngressServicer):
-    """Keeps what it gets."""
+    """Keeps what it gets, while it `reads`."""
 
     def __init__(self) -> None:
         self.batches: asyncio.Queue[loggregator.EnvelopeBatch] = asyncio.Queue()
+        self.begun, self.reads = asyncio.Event(), asyncio.Event()
+        self.reads.set()
 
     async def BatchSender(self, batches: AsyncIterator[loggregator.EnvelopeBatch], context: Any) -> Any:  # noqa: N802
+        self.begun.set()
+        await self.reads.wait()
         async for batch in batches:
             self.batches.put_nowait(batch)
         return loggregator.BatchSenderResponse()
@@ -129,7 +133,8 @@ async def test_zeros_mean_the_defaults(agent_certificates: Path) -> None:
         assert sizes == [100, 50]
 
 
-async def test_what_waits_is_sent_at_the_end(agent_certificates: Path) -> None:
+async def test_what_waits_is_sent_at_the_end(agent_certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bbs_server.process.loggregator._CLOSE_LIMIT", 10)
     async with serving(agent_certificates) as (agent, port):
         settings = config(agent_certificates, port)
         client = Loggregator(settings, credentials(settings))
@@ -141,6 +146,28 @@ async def test_what_waits_is_sent_at_the_end(agent_certificates: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
         assert [e for e in await agent.envelopes(1) if "last" in e.gauge.metrics]
+
+
+async def test_a_batch_on_its_way_is_sent_at_the_end_and_so_is_what_waits_behind_it(
+    agent_certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bbs_server.process.loggregator._CLOSE_LIMIT", 10)
+    texts = ["x" * (1 << 20)] * 8  # more than what is on its way to an agent that does not read
+    async with serving(agent_certificates) as (agent, port):
+        settings = config(agent_certificates, port, batch_max_size=1)
+        client = Loggregator(settings, credentials(settings))
+        agent.reads.clear()
+        for number, text in enumerate(texts):
+            client.app_log(str(number), text)
+        running = asyncio.create_task(client.run())
+        async with asyncio.timeout(10):
+            await agent.begun.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        agent.reads.set()
+        assert [envelope.source_id for envelope in await agent.envelopes(8)] == list("01234567")
+        with pytest.raises(asyncio.CancelledError):
+            await running
 
 
 async def test_an_absent_agent_costs_only_the_envelopes(agent_certificates: Path) -> None:
