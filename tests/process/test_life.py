@@ -322,7 +322,8 @@ async def test_a_database_that_stays_away_ends_a_process_with_health_check(serve
     timed_out = "timed out after 200ms while executing DB health check"
     assert trace[1:3] == [f"db-healthcheck exited with error: {timed_out}", timed_out]
     attempts = [line for line in program.lines if line["message"].endswith("health-check-timed-out")]
-    assert [line["data"]["attempt"] for line in attempts] == [1, 2]
+    # An attempt during the start may have taken too long as well.
+    assert [line["data"]["attempt"] for line in attempts][-2:] == [1, 2]
 
 
 @pytest.mark.parametrize("value", [0, -1])
