@@ -28,8 +28,9 @@ async def locket(servers: Any, certificates: Any) -> Any:
         "locket_ca_cert_file": str(certificates.ca),
         "locket_client_cert_file": str(certificates.client_cert),
         "locket_client_key_file": str(certificates.client_key),
-        "lock_ttl": "5s",
-        "lock_retry_interval": "200ms",
+        # It is the limit of a renewal, too: one that a busy machine holds up longer ends the master.
+        "lock_ttl": "15s",
+        "lock_retry_interval": "2s",
     }
     return program
 
