@@ -237,9 +237,18 @@ class Logged:
     """A log that keeps its lines."""
 
     lines: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __call__(self, level: str, action: str, data: Mapping[str, Any]) -> None:
         self.lines.append((level, action, data))
+        self._news.set()
+
+    async def wait_for(self, count: int) -> None:
+        """Until there are `count` lines."""
+        async with asyncio.timeout(10):
+            while len(self.lines) < count:
+                self._news.clear()
+                await self._news.wait()
 
     def actions(self) -> list[str]:
         return [action for _, action, _ in self.lines]

@@ -147,8 +147,9 @@ async def test_a_silent_auctioneer_costs_the_timeout_and_nothing_more(receiver, 
     double = await receiver()
     double.held = asyncio.Event()
     await done(start(double.url, timeout=0.05).start_tasks(AuctionTasks((task(),))))
-    assert "context deadline exceeded" in logged.lines[0][2]["error"]
-    assert len(double.received) == 1
+    ((_, _, data),) = logged.lines
+    assert "context deadline exceeded" in data["error"]
+    assert len(double.received) <= 1  # the time may be over before the request has come through
 
 
 async def test_mutual_tls(receiver, start, our_tls, logged) -> None:
