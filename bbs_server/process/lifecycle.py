@@ -33,7 +33,7 @@ from bbs_server.process.plain_http import PlainServer, listen_error, split_addre
 from bbs_server.process.prometheus import Prometheus
 from bbs_server.process.reports import reporter, request_reporter
 from bbs_server.process.request_observer import RequestObserver
-from bbs_server.store.errors import driver_text
+from bbs_server.store.errors import Deposed, driver_text
 from bbs_server.store.writer import Writer
 from bbs_server.wire.server import Server
 
@@ -97,6 +97,7 @@ class Life:
         self._started = False
         self._interrupted = asyncio.Event()
         self._deposed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._has_successor = False
         counted = config.prometheus_listen_address or config.page_listen_address
         self._prometheus = Prometheus(self._figures) if counted else None
         observer = RequestObserver(
@@ -154,7 +155,7 @@ class Life:
             *members,
             reporter("periodic-filedescriptor-metrics", Report.FILES, interval, figures, emitter),
             reporter("lock-held-metrics", Report.LOCK, interval, figures, emitter),
-            lock_member(self._parts.lock, self._parts.database.stand_by, self._deposed.done),
+            lock_member(self._parts.lock, self._parts.database.stand_by, lambda: self._has_successor),
             at_once("set-lock-held-metrics", self._hold),
             Member("writer", self._run_writer),
             Member("workpool", self._run_workpool),
@@ -219,6 +220,7 @@ class Life:
             await self._parts.database.raise_epoch()
             return await self._parts.database.migrate()
         except Exception as problem:
+            self._has_successor |= isinstance(problem, Deposed)
             raise StartFailed(driver_text(problem)) from problem
 
     async def _run_encryptor(self, ready: Ready, stopping: asyncio.Event) -> None:
@@ -229,7 +231,11 @@ class Life:
         self._serving = True
         ready()
         # The end of the process waits for it.
-        duration = await self._parts.database.reencrypt(writer)
+        try:
+            duration = await self._parts.database.reencrypt(writer)
+        except Deposed:
+            self._has_successor = True
+            raise
         if duration is not None:
             self._figures.encryption_duration = duration
             self._send(Report.ENCRYPTED)
@@ -298,6 +304,7 @@ class Life:
         self._figures.lock_held = True
 
     def _depose(self, reason: str) -> None:
+        self._has_successor = True
         if not self._deposed.done():
             self._deposed.set_result(reason)
 

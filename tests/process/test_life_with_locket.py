@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from typing import Any
@@ -91,6 +92,36 @@ async def test_a_deposed_master_leaves_the_lock_to_a_successor_of_its_name(
     await connection.close()
     assert await successor.stop() == 0
     assert "bbs.locket-lock.released-lock" in successor.messages()
+
+
+async def test_a_master_deposed_while_it_reencrypts_leaves_the_lock_to_a_successor_of_its_name(
+    servers: Any, locket: Any, postgres_url: str
+) -> None:
+    first = await servers()
+    await first.logged("bbs.encryptor.encryption-finished")
+    async with first.client() as http:
+        action = models.Action(run_action=models.RunAction(path="p", user="u"))
+        definition = models.TaskDefinition(root_fs="docker:r", action=action)
+        task = models.DesireTaskRequest(task_guid="t", domain="d", task_definition=definition)
+        await http.post("/v1/tasks/desire.r2", content=task.SerializeToString())
+    assert await first.stop() == 0
+    psql, watcher = await asyncpg.connect(postgres_url), await asyncpg.connect(postgres_url)
+    hold = psql.transaction()
+    await hold.start()
+    await psql.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")  # it can be read
+    master = await servers(encryption_keys={"label": "passphrase", "new": "x"}, active_key_label="new")
+    await master.logged("bbs.encryptor.encryption-started")
+    async with asyncio.timeout(10):
+        while not await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"):
+            await asyncio.sleep(0.01)
+    # As a successor does that has the lock already.
+    await watcher.execute("UPDATE configurations SET value = '999 usurper' WHERE id LIKE '%epoch%'")
+    await hold.rollback()
+    assert await master.ended() == 1
+    assert "bbs.locket-lock.released-lock" not in master.messages()
+    assert await watcher.fetchval(OWNER) == "the-bbs"
+    await psql.close()
+    await watcher.close()
 
 
 async def test_cells_are_those_of_locket(servers: Any, locket: Any, certificates: Any) -> None:
