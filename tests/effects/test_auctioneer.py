@@ -136,10 +136,10 @@ async def test_any_status_but_202_is_only_logged(receiver, start, logged, status
     assert logged.lines[0][2]["error"] == f"http error: status code {text}"
 
 
-async def test_a_dead_auctioneer_is_only_logged(start, logged, unused_tcp_port: int) -> None:
-    url = f"http://127.0.0.1:{unused_tcp_port}"
+async def test_a_dead_auctioneer_is_only_logged(start, logged, closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
     await done(start(url).start_lrps(AuctionLRPs((instances(0),), "id")))
-    expected = f'Post "{url}/v1/lrps": dial tcp 127.0.0.1:{unused_tcp_port}: connect: connection refused'
+    expected = f'Post "{url}/v1/lrps": dial tcp 127.0.0.1:{closed_port}: connect: connection refused'
     assert logged.lines[0][2]["error"] == expected
 
 

@@ -206,7 +206,7 @@ async def test_a_stranger_is_not_let_in(locket_double, connect_locket, certifica
         await soon(locket.fetch_presences(2))
 
 
-async def test_nobody_there(connect_locket, unused_tcp_port: int) -> None:
-    locket = connect_locket(f"127.0.0.1:{unused_tcp_port}")
+async def test_nobody_there(connect_locket, closed_port: int) -> None:
+    locket = connect_locket(f"127.0.0.1:{closed_port}")
     with pytest.raises(LocketUnreachable, match="context deadline exceeded"):
         await locket.connect(0.3)

@@ -158,13 +158,13 @@ async def test_an_unreadable_cell(locket_double, presences: Presences) -> None:
     assert (refused.value.error.type, refused.value.error.message) == (0, "unexpected end of JSON input")
 
 
-async def test_locket_down(connect_locket, unused_tcp_port: int) -> None:
-    presences = Presences(connect_locket(f"127.0.0.1:{unused_tcp_port}"), 10.0)
+async def test_locket_down(connect_locket, closed_port: int) -> None:
+    presences = Presences(connect_locket(f"127.0.0.1:{closed_port}"), 10.0)
     for asking in (presences.all(), presences.one("c")):
         with pytest.raises(Refused) as refused:
             await asking
         assert refused.value.error.type == ErrorType.UNKNOWN
         assert refused.value.error.message == (
             'rpc error: code = Unavailable desc = connection error: desc = "transport: Error while dialing: '
-            f'dial tcp 127.0.0.1:{unused_tcp_port}: connect: connection refused"'
+            f'dial tcp 127.0.0.1:{closed_port}: connect: connection refused"'
         )

@@ -93,11 +93,11 @@ async def test_a_later_attempt_may_succeed(retire, writer, locket_double, receiv
     assert len(cell.received) == 3
 
 
-async def test_a_refused_connection(retire, writer, locket_double, unused_tcp_port: int) -> None:
-    url = f"https://127.0.0.1:{unused_tcp_port}"
+async def test_a_refused_connection(retire, writer, locket_double, closed_port: int) -> None:
+    url = f"https://127.0.0.1:{closed_port}"
     locket_double.put_presence("c", f'{{"cell_id":"c","rep_url":"{url}"}}')
     assert await retire(lrp(RUNNING)) == unknown(
-        f'Post "{url}/v1/lrps/p/instances/ig/stop": dial tcp 127.0.0.1:{unused_tcp_port}: connect: connection refused'
+        f'Post "{url}/v1/lrps/p/instances/ig/stop": dial tcp 127.0.0.1:{closed_port}: connect: connection refused'
     )
     assert announced(writer) == REMOVED
 
