@@ -51,7 +51,9 @@ def test_a_long_collection_is_the_last_of_its_kind(collector: None) -> None:
     few = gc.get_freeze_count()
     state = records(500_000)
     gc.collect()
-    assert pauses.longest > 0
+    assert pauses.last > 0
     assert gc.get_freeze_count() >= few + len(state)
     gc.collect()
-    assert pauses.last < pauses.longest
+    assert pauses.longest >= pauses.last > 0
+    # What is not visited costs no time, though others may take the machine away meanwhile.
+    assert not any(item is state[0] for item in gc.get_objects())
