@@ -125,12 +125,13 @@ async def test_a_lost_lock_ends_the_process(servers: Any, postgres_url: str) -> 
     connection = await asyncpg.connect(postgres_url)
     # Somebody waits for the lock, and has it when its holder loses its connection.
     lock = "classid::bigint << 32 | objid::bigint"
-    held = f"SELECT pid, {lock} AS key FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    here = "locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    held = f"SELECT pid, {lock} AS key FROM pg_locks WHERE {here} AND granted"
     holder, key = await connection.fetchrow(held)
     other = await asyncpg.connect(postgres_url)
     waiting = asyncio.create_task(other.execute("SELECT pg_advisory_lock($1)", key))
     async with asyncio.timeout(10):
-        while not await connection.fetchval("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+        while not await connection.fetchval(f"SELECT 1 FROM pg_locks WHERE {here} AND NOT granted"):
             await asyncio.sleep(0.01)
     await connection.execute("SELECT pg_terminate_backend($1)", holder)
     await waiting
@@ -359,7 +360,7 @@ async def test_a_request_in_flight_is_finished_before_the_end(servers: Any, post
     async with program.client() as client:
         content = models.UpsertDomainRequest(domain="late", ttl=0).SerializeToString()
         request = asyncio.create_task(client.post("/v1/domains/upsert", content=content))
-        await _blocked(postgres_url)
+        await _blocked(connection)
         program.process.send_signal(signal.SIGTERM)
         await program.logged("bbs.converger.done")
         program.process.send_signal(signal.SIGTERM)  # a second one changes nothing
@@ -372,10 +373,9 @@ async def test_a_request_in_flight_is_finished_before_the_end(servers: Any, post
     await connection.close()
 
 
-async def _blocked(postgres_url: str) -> None:
-    """Until somebody waits for a lock."""
-    connection = await asyncpg.connect(postgres_url)
+async def _blocked(connection: asyncpg.Connection[Any]) -> None:
+    """Until somebody waits for a lock of this connection. The server gives up soon, so no other one is made."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     async with asyncio.timeout(20):
-        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        while not await connection.fetchval(waiting):
             await asyncio.sleep(0.02)
-    await connection.close()
