@@ -1,7 +1,8 @@
 """A dead auctioneer or cell delays what waits for it, never anything else, and fails nothing (tasks.md 9, 2.3 and 3.3).
 
 Two ways of being dead: nobody listens (`refusing`), and somebody who never answers (`hanging`), which a request
-feels for `communication_timeout`.
+feels for `communication_timeout`. That is long, so that however busy the machine is, nothing but an answer of the peer
+ends a wait before everybody else is done; only where it is to be felt it is short.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from bbs_server.dev.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-TIMEOUT = 2.5
+TIMEOUT = 60.0
 """`communication_timeout` in s."""
 
-PROMPT = 2.0
+PROMPT = 20.0
 """What is not held up is answered within this many s, on a busy machine, too."""
+
+SHORT_TIMEOUT = 2.5
+"""`communication_timeout` in s where it runs out."""
+
+SLACK = 3 * SHORT_TIMEOUT
+"""What runs out is noticed within this many s, on a busy machine, too; who waits for all the others takes longer."""
 
 Deed = Callable[[Any, str], Awaitable[Any]]
 
@@ -35,6 +42,22 @@ async def patient(running_system: Any, tmp_path_factory: Any) -> AsyncIterator[A
     """A system that does not converge of its own accord, so that every request is one of the test's."""
     folder = tmp_path_factory.mktemp("patient")
     async with running_system(folder, communication_timeout=f"{TIMEOUT}s", converge_repeat_interval="1h") as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def converging(running_system: Any, tmp_path_factory: Any) -> AsyncIterator[Any]:
+    """The same, and it converges all the time."""
+    async with running_system(tmp_path_factory.mktemp("converging"), communication_timeout=f"{TIMEOUT}s") as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient(running_system: Any, tmp_path_factory: Any) -> AsyncIterator[Any]:
+    """A system like `patient` in which a wait for a peer runs out soon."""
+    folder = tmp_path_factory.mktemp("impatient")
+    keys = {"communication_timeout": f"{SHORT_TIMEOUT}s", "converge_repeat_interval": "1h"}
+    async with running_system(folder, **keys) as system:
         yield system
 
 
@@ -62,7 +85,7 @@ async def held(*peers: Any) -> AsyncIterator[None]:
 async def took(work: Awaitable[Any]) -> float:
     """Seconds that it took."""
     began = time.perf_counter()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(TIMEOUT):
         await work
     return time.perf_counter() - began
 
@@ -137,7 +160,7 @@ WAITING: dict[str, tuple[Deed, Deed, int]] = {
     "rep-cancel-task": (running_task, lambda s, guid: s.client.cancel_task(guid), 1),
     "rep-retire": (running_lrp, retire, 5),
 }
-"""Preparation, request, and how many times `communication_timeout` the answer waits for a peer that hangs."""
+"""Preparation, request, and how many times `communication_timeout` the answer waits for a peer that never answers."""
 
 NOT_WAITING: dict[str, tuple[Deed, Deed]] = {
     "rep-scale-down": (running_lrp, update(0, annotation="less")),
@@ -166,24 +189,37 @@ async def test_refused_stops_and_updates_delay_nothing(refused: Any, name: str) 
 
 
 async def test_hanging_peers_delay_only_those_who_wait_for_them(patient: Any) -> None:
-    """All at the same time: each is answered after its own wait, and others at once."""
+    """All at the same time: they wait until their peers answer, and others are answered at once."""
     system = patient
     guids = {name: system.guid(name) for name in WAITING}
+    deeds = {name: do for name, (_, do, _) in WAITING.items()}
+    deeds["rep-retire"] = lambda s, guid: s.client.retire(s.key(guid))  # with an answer it succeeds
     for name, (prepare, _, _) in WAITING.items():
         await prepare(system, guids[name])
     async with held(system.auctioneer, system.rep):
-        works = {name: asyncio.create_task(took(do(system, guids[name]))) for name, (_, do, _) in WAITING.items()}
-        await system.auctioneer.wait_for(guids["auctioneer-desire-task"])
-        await system.rep.wait_for(guids["rep-retire"])
+        works = {name: asyncio.create_task(took(do(system, guids[name]))) for name, do in deeds.items()}
+        for name, guid in guids.items():
+            await (system.rep if name.startswith("rep") else system.auctioneer).wait_for(guid)
         assert await took(others(system)) < PROMPT
         # Done already, though the answer is not there yet.
         assert (await system.client.task(guids["auctioneer-desire-task"])).state == models.Task.Pending
         assert (await system.client.task(guids["rep-cancel-task"])).state == models.Task.Completed
         assert await system.instances(guids["auctioneer-desire-lrp"]) == ["0 UNCLAIMED", "1 UNCLAIMED"]
-        assert not works["auctioneer-desire-lrp"].done()
+        assert [name for name, work in works.items() if work.done()] == []
+    async with asyncio.timeout(PROMPT):
+        await asyncio.gather(*works.values())
+
+
+async def test_peers_that_never_answer_delay_each_only_for_its_own_time(impatient: Any) -> None:
+    system = impatient
+    guids = {name: system.guid(name) for name in WAITING}
+    for name, (prepare, _, _) in WAITING.items():
+        await prepare(system, guids[name])
+    async with held(system.auctioneer, system.rep):
+        works = {name: asyncio.create_task(took(do(system, guids[name]))) for name, (_, do, _) in WAITING.items()}
         for name, (_, _, times) in WAITING.items():
             seconds = await works[name]
-            assert 0.9 * TIMEOUT * times < seconds < TIMEOUT * times + 2 * PROMPT, name
+            assert 0.9 * SHORT_TIMEOUT * times < seconds < SHORT_TIMEOUT * times + SLACK, name
     assert len(system.rep.matching(guids["rep-retire"])) == 5
 
 
@@ -200,17 +236,18 @@ async def test_hanging_stops_and_updates_delay_nothing(patient: Any) -> None:
         await system.rep.wait_for(guid, 2)
 
 
-async def test_many_who_wait_do_not_hold_up_others(clean: Any) -> None:
+async def test_many_who_wait_do_not_hold_up_others(converging: Any) -> None:
     """More requests than any pool of workers would have, all of them waiting for the auctioneer."""
-    system, guids = clean, [clean.guid("many") for _ in range(100)]
+    system, guids = converging, [converging.guid("many") for _ in range(100)]
     async with held(system.auctioneer):
         waiting = [asyncio.create_task(system.client.desire_task(guid, guid, system.task())) for guid in guids]
         for guid in guids:
             await system.events.wait_for("tasks", lambda e, guid=guid: e.message.task.task_guid == guid)
-        assert {task.state for task in await system.client.tasks()} == {models.Task.Pending}
+        there = {task.task_guid: task.state for task in await system.client.tasks()}
+        assert {there[guid] for guid in guids} == {models.Task.Pending}
         assert await took(others(system)) < PROMPT
         assert not any(task.done() for task in waiting)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PROMPT):
         await asyncio.gather(*waiting)
 
 
@@ -228,9 +265,9 @@ async def test_a_callback_that_hangs_delays_nothing(patient: Any, receiver: Any)
 
 
 @pytest.mark.parametrize("peer", ["auctioneer", "rep"])
-async def test_convergence_that_waits_holds_up_no_request(clean: Any, peer: str) -> None:
+async def test_convergence_that_waits_holds_up_no_request(converging: Any, peer: str) -> None:
     """A pass that waits for an auction, or for a cell to stop an extra instance."""
-    system, guid = clean, clean.guid("slow")
+    system, guid = converging, converging.guid("slow")
     async with held(getattr(system, peer)):
         if peer == "rep":
             await system.client.upsert_domain(guid, 60)
