@@ -14,9 +14,10 @@ import pytest
 import reference
 from bbs_protos import models_pb2 as models
 from google.protobuf.message import Message
-from safety import NO_ANSWER, Client, Load, Program, Programs, desire_task, desired_lrp, rows
+from safety import NO_ANSWER, PATIENCE, Client, Load, Program, Programs, desire_task, desired_lrp, rows
 
-TTL, RETRY = "4s", "1500ms"
+TTL, RETRY = "6s", "3s"
+"""A renewal that takes as long as the latter ends the process, also if only the machine is busy."""
 
 
 @pytest.fixture
@@ -151,6 +152,6 @@ async def test_a_master_that_stands_still_in_a_migration(programs: Programs, pos
 async def until(watcher: asyncpg.Connection[Any], condition: str) -> None:
     """Wait until some session of the database is in that condition."""
     statement = f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {condition}"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await watcher.fetchval(statement):
             await asyncio.sleep(0.02)
