@@ -30,7 +30,8 @@ from bbs_server.client.events import MESSAGES
 from bbs_server.dev.ports import free_port
 from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed
 
-PATIENCE = 30.0
+PATIENCE = 60.0
+"""Seconds that anything is waited for."""
 
 
 class NotServing(Exception):
@@ -581,7 +582,7 @@ class Load:
 
     async def _settled(self) -> None:
         """Wait until every acknowledged change has been announced, unless a stream has ended or that takes too long."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and not any(task.done() for task in self._watching):
             if all(len(thing.announced) >= thing.acknowledged for thing in self.things.values()):
                 return

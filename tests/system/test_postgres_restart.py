@@ -16,8 +16,11 @@ from safety import Client, Load, Programs, restart_postgres
 
 from bbs_server.dev.postgres import EmbeddedPostgres
 
-RECOVERY = 5.0
-"""s from the moment when the database takes connections to the first success."""
+RECOVERY = 12.0
+"""s from the moment when the database takes connections to the first success, on a busy machine, too.
+
+Less than it takes until a connection that has fallen silent is given up: what is lost must be noticed at once.
+"""
 
 _numbers = itertools.count(1)
 
