@@ -19,6 +19,9 @@ from safety import NO_ANSWER, PATIENCE, Client, Load, Program, Programs, desire_
 TTL, RETRY = "6s", "3s"
 """A renewal that takes as long as the latter ends the process, also if only the machine is busy."""
 
+SEALED = ".encryptor.encryption-finished"
+"""Logged beside serving by the first server on a database. Until then rows can be sealed anew, and look different."""
+
 
 @pytest.fixture
 def programs(tmp_path: Path, certificates: Any, postgres_url: str) -> Iterator[Programs]:
@@ -32,6 +35,7 @@ async def two_servers(programs: Programs) -> tuple[Program, Program]:
     old, new = (programs.bbs(**programs.behind(locket, TTL, RETRY)) for _ in range(2))
     old.start()
     await old.serving()
+    await old.until_logged(SEALED)
     new.start()
     await new.until_logged(".locket-lock.failed-to-acquire-lock")
     return old, new
@@ -139,6 +143,7 @@ async def test_a_master_that_stands_still_in_a_migration(programs: Programs, pos
     await until(watcher, "state = 'idle in transaction'")
     new.start()
     await new.serving()
+    await new.until_logged(SEALED)
     async with Client(new) as client:
         await client.must("/v1/desired_lrp/desire.r2", models.DesireLRPRequest(desired_lrp=desired_lrp("lrp")))
     before = await rows(postgres_url)
