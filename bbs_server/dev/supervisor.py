@@ -21,9 +21,11 @@ from bbs_server.dev import processes
 from bbs_server.dev.configs import CREATE_DATABASES, EVACUATION_SECONDS, client_identity, write_configs
 from bbs_server.dev.layout import Layout
 from bbs_server.dev.postgres import EmbeddedPostgres, PostgresFailed
-from bbs_server.store.errors import DATABASE_FAILURES
 
 log = logging.getLogger(__name__)
+
+_DATABASE_FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the driver raises when there is no connection to be had."""
 
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds before a part that ended by itself is started again, by the number of quick ends in a row."""
@@ -247,7 +249,7 @@ class Stack:
     async def _create_databases(self) -> None:
         try:
             connection = await asyncpg.connect(self._postgres.url())
-        except DATABASE_FAILURES as problem:
+        except _DATABASE_FAILURES as problem:
             log_file = self.layout.log("postgres")
             raise PartFailed(f"postgres takes no connections: {problem}; log: {log_file}") from problem
         try:
