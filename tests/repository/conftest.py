@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage() -> None:
+    """Nothing that other tests have left is collected while sources are parsed.
+
+    A failed task that nobody asked is logged when it is collected, and its traceback parses the lines that it shows.
+    Python 3.11 fails in parsing something if that is done in the middle of it.
+    """
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
