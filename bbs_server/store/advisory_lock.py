@@ -13,7 +13,7 @@ import asyncpg
 
 from bbs_server.store.conninfo import ConnectionSettings
 from bbs_server.store.errors import DATABASE_FAILURES, driver_text
-from bbs_server.store.session import close, connect
+from bbs_server.store.session import close, connect, time_limit
 from bbs_server.store.statistics import Statistics
 
 _KEY = 0x6262735F6C6F636B
@@ -50,7 +50,7 @@ class AdvisoryLock:
         """Return, with the reason, once the lock is lost. Asks the server every `interval` s whether it is there."""
         while True:
             reason = await self._connection_lost(interval)
-            if not await self._taken_again():
+            if not await self._taken_again(interval):
                 return reason
 
     async def _connect(self) -> None:
@@ -67,21 +67,19 @@ class AdvisoryLock:
             if done:
                 return "connection lost"
             try:
-                # Not `wait_for`: it may swallow the cancellation that ends this loop.
-                async with asyncio.timeout(interval):
-                    await self._ask(_ALIVE)
+                await self._ask(interval, _ALIVE)
             except DATABASE_FAILURES as problem:
                 self._connection.terminate()
                 return driver_text(problem)
 
-    async def _taken_again(self) -> bool:
+    async def _taken_again(self, limit: float) -> bool:
         """Connect, however long that takes, and take the lock unless somebody has it."""
         tries = 0
         while tries < _TRIES:
             try:
                 if self._connection is None or self._connection.is_closed():
                     await self._connect()
-                if await self._ask(_TRY, _KEY):
+                if await self._ask(limit, _TRY, _KEY):
                     return True
                 tries += 1
             except DATABASE_FAILURES:
@@ -89,9 +87,11 @@ class AdvisoryLock:
             await asyncio.sleep(_PAUSE)
         return False
 
-    async def _ask(self, statement: str, *arguments: object) -> Any:
+    async def _ask(self, limit: float, statement: str, *arguments: object) -> Any:
+        """A connection that does not answer within `limit` s is ended."""
         assert self._connection is not None
-        return await self._connection.fetchval(statement, *arguments)
+        with time_limit(self._connection, limit):
+            return await self._connection.fetchval(statement, *arguments)
 
     async def release(self) -> None:
         """Give the lock back. Never fails: closing the connection is enough."""

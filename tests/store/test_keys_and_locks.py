@@ -42,6 +42,11 @@ RECORDS = [
 
 ROWS = ("TABLE tasks", "TABLE desired_lrps", "TABLE actual_lrps")
 EPOCH = "SELECT value FROM configurations WHERE id = 'bbs_server_writer_epoch'"
+HOLDER = """
+SELECT pid FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""Who has the advisory lock."""
 CUT_OFF = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -206,25 +211,17 @@ async def test_advisory_lock(open_store: Any, psql: asyncpg.Connection[Any]) -> 
             await asyncio.sleep(0.01)
     assert not lost.done()
     assert not third.done()
-    holder = (
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
-        "(SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    await psql.execute(holder)
+    await psql.execute("SELECT pg_terminate_backend($1)", await psql.fetchval(HOLDER))
     assert await asyncio.wait_for(lost, 20)
     await asyncio.wait_for(third, 20)
     await second.release()
 
     # Without anybody who waits for it, it is taken again.
     lost = asyncio.create_task(other.lost())
-    mine = (
-        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = "
-        "(SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    before = await psql.fetchval(mine)
-    await psql.execute(holder)
+    before = await psql.fetchval(HOLDER)
+    await psql.execute("SELECT pg_terminate_backend($1)", await psql.fetchval(HOLDER))
     async with asyncio.timeout(20):
-        while await psql.fetchval(mine) in (before, None):
+        while await psql.fetchval(HOLDER) in (before, None):
             await asyncio.sleep(0.01)
     done, _ = await asyncio.wait((lost,), timeout=0.2)
     assert not done
@@ -248,6 +245,29 @@ async def test_a_lock_is_given_up_when_the_database_has_just_answered(
     lost = asyncio.create_task(lock.lost(0.5))
     await asyncio.wait((lost,), timeout=10)
     assert lost.cancelled()
+    await lock.release()
+
+
+async def test_a_lock_is_taken_again_after_a_new_connection_fell_silent(
+    open_at: Any, proxy: Any, psql: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, connect = (await open_at(proxy.url)).database.advisory_lock(), AdvisoryLock._connect
+
+    async def connect_in_vain(self: AdvisoryLock) -> None:
+        monkeypatch.setattr(AdvisoryLock, "_connect", connect)
+        await connect(self)
+        proxy.silence()
+
+    await lock.acquire()
+    before = await psql.fetchval(HOLDER)
+    monkeypatch.setattr(AdvisoryLock, "_connect", connect_in_vain)
+    lost = asyncio.create_task(lock.lost(0.5))
+    await psql.execute("SELECT pg_terminate_backend($1)", before)
+    async with asyncio.timeout(30):
+        while await psql.fetchval(HOLDER) in (before, None):
+            await asyncio.sleep(0.01)
+    assert not lost.done()
+    lost.cancel()
     await lock.release()
 
 
