@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,9 @@ from bbs_server.locket.options import Options
 from bbs_server.locket.server import Identity, LocketServer, serve
 
 LONG = 60
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+"""Statements that wait for somebody's lock."""
 
 
 class Client:
@@ -158,3 +161,18 @@ async def watcher(postgres_url: str) -> AsyncIterator[Any]:
     connection = await asyncpg.connect(postgres_url)
     yield connection
     await connection.close()
+
+
+UntilWaiting = Callable[[int], Awaitable[None]]
+
+
+@pytest.fixture
+def until_waiting(watcher: Any) -> UntilWaiting:
+    """Returns when so many statements wait. `watcher` has no transaction open, so that it sees them come and go."""
+
+    async def until(expected: int) -> None:
+        async with asyncio.timeout(10):
+            while await watcher.fetchval(WAITING) != expected:
+                pass
+
+    return until

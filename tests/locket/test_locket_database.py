@@ -22,9 +22,6 @@ from bbs_server.store.statistics import Statistics
 
 TIMED_OUT = (grpc.StatusCode.DEADLINE_EXCEEDED, "timeout: context deadline exceeded")
 
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-"""Statements that wait for somebody's lock."""
-
 CUT_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -39,13 +36,6 @@ async def answer(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str | None]:
     except grpc.aio.AioRpcError as problem:
         return problem.code(), problem.details()
     return grpc.StatusCode.OK, ""
-
-
-async def until_waiting(watcher: Any, expected: int) -> None:
-    """Return when so many statements wait. `watcher` has no transaction open, so that it sees them come and go."""
-    async with asyncio.timeout(10):
-        while await watcher.fetchval(WAITING) != expected:
-            pass
 
 
 async def test_calls_on_silent_connections_are_answered(start: Any, wire: Any) -> None:
@@ -109,19 +99,19 @@ async def test_a_connection_counts_until_its_last_words(wire: Any, watcher: Any)
 
 
 async def test_the_only_connection_comes_back_when_it_fell_silent_in_the_middle(
-    wire: Any, database: Any, watcher: Any
+    wire: Any, database: Any, until_waiting: Any
 ) -> None:
     locks = await Locks.open(parse(wire.url), connections=1, limit=2)
     await locks.take("k", "o", "", "lock", 60)
     async with database.transaction():
         await database.execute(LOCK_ROWS)
         call = asyncio.create_task(locks.fetch("k"))
-        await until_waiting(watcher, 1)
+        await until_waiting(1)
         wire.silent = True
         with pytest.raises(Refusal, match="timeout: context deadline exceeded"):
             await asyncio.wait_for(call, 10)
         # The far end does not know that it was cut.
-        await until_waiting(watcher, 0)
+        await until_waiting(0)
     wire.silent = False
     assert (await locks.fetch("k")).owner == "o"
     await locks.close()
@@ -148,14 +138,14 @@ def waits(locks: Locks) -> tuple[int, int]:
     return int(values["DBWaitCount"]), int(values["DBWaitDuration"])
 
 
-async def test_waiting_for_a_connection_is_measured(one_connection: Locks, database: Any, watcher: Any) -> None:
+async def test_waiting_for_a_connection_is_measured(one_connection: Locks, database: Any, until_waiting: Any) -> None:
     locks = one_connection
     await locks.take("k", "o", "", "lock", 60)
     assert waits(locks) == (0, 0)
     async with database.transaction():
         await database.execute(LOCK_ROWS)
         calls = [asyncio.create_task(locks.fetch("k")) for _ in range(3)]
-        await until_waiting(watcher, 1)
+        await until_waiting(1)
     await asyncio.gather(*calls)
     count, duration = waits(locks)
     assert count == 2

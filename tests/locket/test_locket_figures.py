@@ -26,8 +26,9 @@ def credentials(certificates: Any) -> grpc.ChannelCredentials:
 
 async def test_requests_are_counted(postgres_url: str, identity: Identity, certificates: Any) -> None:
     locks, figures = await Locks.open(parse(postgres_url)), Figures()
+    once = Options(scan_interval=3600)
     async with (
-        serve_locks(locks, identity, "127.0.0.1:0", figures, Options()) as server,
+        serve_locks(locks, identity, "127.0.0.1:0", figures, once) as server,
         grpc.aio.secure_channel(server.address, credentials(certificates)) as channel,
     ):
         stub: Any = LocketStub(channel)
