@@ -15,9 +15,10 @@ async def main(guid: str, command: list[str]) -> None:
             if event is None:  # subscribed
                 await asyncio.create_subprocess_exec(*command)
             elif event.name == "actual_lrp_crashed" and event.message.actual_lrp_key.process_guid == guid:
-                print(f"crash {event.message.crash_count}: {event.message.crash_reason}")
+                count = event.message.crash_count
+                print(f"crash {count}: {event.message.crash_reason}")
                 (lrp,) = await bbs.actual_lrps(process_guid=guid)
-                if lrp.state == "CRASHED":
+                if lrp.state == "CRASHED" and lrp.crash_count == count:  # it may be ahead of its events
                     print("CRASHED: waiting for the back-off")
                     return
 
