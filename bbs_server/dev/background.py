@@ -12,12 +12,12 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the coroutine beside the body and cancel it at its end."""
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the coroutine beside the body and cancel it at its end. Gives the task."""
     task = asyncio.create_task(work)
     task.add_done_callback(_tell)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):

@@ -39,15 +39,27 @@ async def presence(settings: Settings) -> AsyncIterator[None]:
         # The owner of a killed predecessor's presence is another one: wait until that has expired.
         while not await _set(stub, resource, settings):
             await asyncio.sleep(settings.presence_interval_seconds)
-        async with running(_renew(stub, resource, settings)):
-            yield
+        ending = asyncio.Event()
+        async with running(_renew(stub, resource, settings, ending)) as renewing:
+            try:
+                yield
+            finally:
+                # Locket carries out a renewal that is given up here, maybe only after the release: wait for it.
+                ending.set()
+                await asyncio.wait([renewing])
         with contextlib.suppress(grpc.RpcError):
             await stub.Release(locket_pb2.ReleaseRequest(resource=resource), timeout=_CALL_SECONDS)
 
 
-async def _renew(stub: locket_pb2_grpc.LocketAsyncStub, resource: locket_pb2.Resource, settings: Settings) -> None:
+async def _renew(
+    stub: locket_pb2_grpc.LocketAsyncStub, resource: locket_pb2.Resource, settings: Settings, ending: asyncio.Event
+) -> None:
+    """Every interval until `ending` is set."""
     while True:
-        await asyncio.sleep(settings.presence_interval_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.presence_interval_seconds):
+                await ending.wait()
+                return
         await _set(stub, resource, settings)
 
 
