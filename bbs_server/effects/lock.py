@@ -60,6 +60,7 @@ class MasterLock:
         self._interval = interval
         self._log = log
         self._sleep = sleep
+        self._renewal: asyncio.Task[_Refusal | None] | None = None
 
     async def acquire(self) -> None:
         """Return when the lock is held, however long that takes."""
@@ -79,13 +80,19 @@ class MasterLock:
         """Renew the lock for ever. Raises LockLost at the first failure, whatever its cause."""
         while True:
             await self._sleep(self._interval)
-            problem = await self._lock(timeout=self._interval, wait=True)
+            self._renewal = asyncio.create_task(self._lock(timeout=self._interval, wait=True))
+            problem = await asyncio.shield(self._renewal)
             if problem is not None:
                 self._note("error", "lost-lock", problem.data)
                 raise LockLost(problem.loss)
 
     async def release(self) -> None:
-        """Give the lock back, or try to."""
+        """Give the lock back, or try to.
+
+        Locket carries out a renewal that is given up here, maybe only after the release: its end is waited for.
+        """
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal])
         try:
             await self._locket.release(self._resource)
         except grpc.aio.AioRpcError as problem:

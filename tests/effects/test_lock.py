@@ -210,3 +210,36 @@ async def test_nobody_there(connect_locket, closed_port: int) -> None:
     locket = connect_locket(f"127.0.0.1:{closed_port}")
     with pytest.raises(LocketUnreachable, match="context deadline exceeded"):
         await locket.connect(0.3)
+
+
+class SlowCalls:
+    """A Locket whose renewals take until the test says so; notes how calls ended."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.ends: list[str] = []
+
+    async def lock(self, *_: object) -> None:
+        self.begun.set()
+        await self.go_on.wait()
+        self.ends.append("renewed")
+
+    async def release(self, _: object) -> None:
+        self.ends.append("released")
+
+
+async def test_a_renewal_on_its_way_ends_before_the_release(pauses) -> None:
+    """A Locket carries out what its client has given up: the lock would be there again, and nobody to renew it."""
+    calls = SlowCalls()
+    lock = MasterLock(calls, "me", 15.0, 5.0, sleep=pauses)
+    keeping = asyncio.create_task(lock.keep())
+    pauses.go_on()
+    await soon(calls.begun.wait())
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    releasing = asyncio.create_task(lock.release())
+    await asyncio.sleep(0)
+    calls.go_on.set()
+    await soon(releasing)
+    assert calls.ends == ["renewed", "released"]
