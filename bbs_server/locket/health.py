@@ -9,6 +9,4 @@ from bbs_server.store.health import HealthCheck
 class LocketHealthCheck(HealthCheck):
     """As that of the BBS, with other statements."""
 
-    _update = statements.HEALTH_UPDATE
-    _insert = statements.HEALTH_INSERT
-    _select = statements.HEALTH_SELECT
+    _update, _insert, _select = statements.HEALTH_UPDATE, statements.HEALTH_INSERT, statements.HEALTH_SELECT

@@ -13,6 +13,10 @@ from bbs_server.store.errors import DATABASE_FAILURES, driver_text
 from bbs_server.store.session import close, connect
 from bbs_server.store.statistics import Statistics
 
+_UPDATE = "UPDATE bbs_health_check SET id = 1, time = $1 WHERE id = 1"
+_INSERT = "INSERT INTO bbs_health_check (id, time) VALUES (1, $1)"
+_SELECT = "SELECT time FROM bbs_health_check WHERE id = 1"
+
 
 class Unhealthy(Exception):
     """An attempt failed; the text is the reference's."""
@@ -21,9 +25,7 @@ class Unhealthy(Exception):
 class HealthCheck:
     """Writes and reads one row on a connection of its own, opened when needed."""
 
-    _update = "UPDATE bbs_health_check SET id = 1, time = $1 WHERE id = 1"
-    _insert = "INSERT INTO bbs_health_check (id, time) VALUES (1, $1)"
-    _select = "SELECT time FROM bbs_health_check WHERE id = 1"
+    _update, _insert, _select = _UPDATE, _INSERT, _SELECT
 
     def __init__(self, settings: ConnectionSettings, statistics: Statistics, now: Callable[[], int]) -> None:
         self._settings = settings
