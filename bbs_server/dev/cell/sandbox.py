@@ -78,19 +78,8 @@ class Sandbox:
         """
         work = self.path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        own = {"PATH": _PATH, "HOME": str(self.folder), "TMPDIR": str(self.path("tmp")), **environment}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *limits.applied(self._program(path, work), args, own["PATH"]),
-                cwd=work,
-                env=own,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL if silent else asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                # A group of its own to be signalled as a whole, in the cell's session to die with the cell.
-                # Nothing of Python may run between fork and exec: gRPC's threads make such a child abort.
-                process_group=0,
-            )
+            process = await self._start(path, args, work, environment, limits, silent)
         except (OSError, ValueError) as problem:
             why = problem.strerror if isinstance(problem, OSError) else problem
             raise StepFailed(f"{source or path}: cannot run {path}: {why}") from problem
@@ -115,6 +104,39 @@ class Sandbox:
         if watcher.done() and not watcher.cancelled() and watcher.result():
             raise StepFailed(f"{source or path}: Exited with status 137 (out of memory)")
         return 128 - status if status < 0 else status
+
+    async def _start(
+        self,
+        path: str,
+        args: Sequence[str],
+        work: Path,
+        environment: Mapping[str, str],
+        limits: Limits,
+        silent: bool,
+    ) -> asyncio.subprocess.Process:
+        """Raises OSError and ValueError."""
+        own = {"PATH": _PATH, "HOME": str(self.folder), "TMPDIR": str(self.path("tmp")), **environment}
+        command = limits.applied(self._program(path, work), args, own["PATH"])
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *command,
+                cwd=work,
+                env=own,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL if silent else asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                # A group of its own to be signalled as a whole, in the cell's session to die with the cell.
+                # Nothing of Python may run between fork and exec: gRPC's threads make such a child abort.
+                process_group=0,
+            )
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Cancelled by itself it would wait for all who have the program's output, and signal only the program.
+            with suppress(OSError, ValueError):
+                await self._end(await starting)
+            raise
 
     def end_all(self) -> None:
         """SIGKILL everything that was started here and still runs."""
