@@ -120,8 +120,9 @@ class Containers:
         self._changed(container.guid)
 
     def complete(self, container: Container, failed: bool, reason: str) -> None:
+        if container.state is not State.RESERVED:  # a task offered to two cells has its log where it ran
+            container.sandbox.log("", f"ended: {reason}" if reason else "ended")
         container.state, container.failed, container.reason = State.COMPLETED, failed, reason
-        container.sandbox.log("", f"ended: {reason}" if reason else "ended")
         self._changed(container.guid)
 
     def stop(self, guid: str) -> bool:
