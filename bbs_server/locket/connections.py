@@ -71,9 +71,11 @@ class Connections:
         )
         return cls(pool, limit, statistics)
 
-    async def execute(self, statement: str) -> None:
-        """Raises what the driver raises."""
-        await self._pool.execute(statement)
+    async def create(self, statement: str) -> None:
+        """Create a table unless it is there. Raises what the driver raises."""
+        # Of two who look at the same time, the second one is told that the name is taken after all.
+        with contextlib.suppress(asyncpg.UniqueViolationError):
+            await self._pool.execute(statement)
 
     async def close(self) -> None:
         """Close all connections; those on which the database does not answer are cut."""

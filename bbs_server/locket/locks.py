@@ -50,9 +50,9 @@ class Locks:
         Raises what the driver raises, and store.errors.Unreachable.
         """
         opened = await Connections.open(settings, connections, limit)
-        await opened.execute(statements.CREATE)
+        await opened.create(statements.CREATE)
         if health_table:
-            await opened.execute(statements.HEALTH_CREATE)
+            await opened.create(statements.HEALTH_CREATE)
         return cls(opened)
 
     @property

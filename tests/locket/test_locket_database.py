@@ -52,6 +52,16 @@ async def test_calls_on_silent_connections_are_answered(start: Any, wire: Any) -
                 await served.client.lock()
 
 
+async def test_two_may_start_at_once_on_an_empty_database(postgres_url: str, database: Any, until_waiting: Any) -> None:
+    async with database.transaction():
+        await database.execute(statements.CREATE)
+        opening = asyncio.create_task(Locks.open(parse(postgres_url)))
+        await until_waiting(1)
+    locks = await opening
+    assert await locks.count("lock") == 0
+    await locks.close()
+
+
 async def test_last_words_of_the_database_are_a_lost_connection(wire: Any, watcher: Any) -> None:
     """They can be there before the end of the connection is, and nothing can be asked on it any more."""
     locks = await Locks.open(parse(wire.url), connections=1)
