@@ -268,17 +268,18 @@ async def test_a_callback_that_hangs_delays_nothing(patient: Any, receiver: Any)
 async def test_convergence_that_waits_holds_up_no_request(converging: Any, peer: str) -> None:
     """A pass that waits for an auction, or for a cell to stop an extra instance."""
     system, guid = converging, converging.guid("slow")
-    async with held(getattr(system, peer)):
-        if peer == "rep":
-            await system.client.upsert_domain(guid, 60)
-            await system.start(guid, 0, "home")  # never desired
-            await system.rep.wait_for(guid)
-        else:
-            work = asyncio.create_task(system.client.desire_task(guid, guid, system.task()))
-            await system.auctioneer.wait_for(guid, 2)  # of the request and of a pass
+    double = getattr(system, peer)
+    if peer == "rep":
+        await system.client.upsert_domain(guid, 60)
+        await system.start(guid, 0, "home")  # never desired
+    else:
+        await system.client.desire_task(guid, guid, system.task())
+    await double.wait_for(guid, 2)  # at least one of them of a pass: all later ones ask, too
+    async with held(double):
+        await double.wait_for(guid, len(double.matching(guid)) + 1)
         assert await took(others(system)) < PROMPT
     if peer == "rep":
         await system.client.remove(guid, 0, system.instance(0, "home"))
     else:
-        await work
+        await system.client.cancel_task(guid)
     await system.converged()
